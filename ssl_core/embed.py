@@ -1,0 +1,119 @@
+"""Frozen features: compute, store, load, and the baselines every encoder is held against."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from . import models
+from .artifacts import atomic_file, read_json, write_json
+from .config import Config
+from .shards import ShardReader
+from .train import device, use_bf16
+from .types import Array, Embeddings
+
+INDEX = ["split", "key", "label", "group", "source"]
+
+
+@torch.inference_mode()
+def compute(
+    encoder: nn.Module, reader: ShardReader, mean: tuple[float, ...], std: tuple[float, ...],
+    batch_size: int = 512,
+) -> Array:
+    """Pooled features of all samples in the reader's order: (N, D) float32.
+
+    ``encoder`` maps normalised (B, 3, S, S) to (B, D) or to an EncoderOutput with ``pooled``.
+    """
+    dev = device()
+    encoder = encoder.to(dev).eval()
+    parts = []
+    for _, images in reader.sequential(batch_size):
+        x = models.preprocess(images.to(dev), mean, std)
+        with torch.autocast(dev.type, torch.bfloat16, enabled=use_bf16("auto", dev)):
+            out = encoder(x)
+        parts.append(getattr(out, "pooled", out).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def pixels(reader: ShardReader, side: int = 16) -> Array:
+    """Raw-pixel baseline: centred RGB averaged to ``side`` squared, (N, 3*side*side)."""
+    parts = []
+    for _, images in reader.sequential(512):
+        small = F.adaptive_avg_pool2d(images.float() / 255 - 0.5, side)
+        parts.append(small.flatten(1).numpy())  # (B, 3, side, side) -> (B, 3*side*side)
+    return np.concatenate(parts)
+
+
+def baseline(name: str, shards: Path, cfg: Config, pretrain: Path) -> Array:
+    """Features of a reference without our pretraining, rows as in shards/index.parquet.
+
+    ``random``: the same architecture untrained; ``pixels``; ``seed``: the curation encoder.
+    """
+    if name == "seed":
+        reader = ShardReader(shards, None, cfg.seed_encoder.image_size)
+        module, mean, std = models.seed_encoder(cfg.seed_encoder.encoder)
+        return compute(module, reader, mean, std)
+    meta = read_json(pretrain / "encoder.json")
+    reader = ShardReader(shards, None, meta["image_size"])
+    if name == "pixels":
+        return pixels(reader)
+    if name != "random":
+        raise ValueError(f"baseline '{name}' is not one of random, pixels, seed")
+    torch.manual_seed(cfg.seed)
+    encoder = models.create(meta["model_name"], meta["args"])
+    return compute(encoder, reader, tuple(meta["mean"]), tuple(meta["std"]))
+
+
+def save_array(path: Path, features: Array) -> None:
+    """Write one .npy atomically."""
+    with atomic_file(path) as temp, temp.open("wb") as stream:
+        np.save(stream, features.astype(np.float32))
+
+
+def save(folder: Path, features: Array, frame: pd.DataFrame, classes: list[str]) -> None:
+    """Write features.npy, index.parquet and classes.json into an existing folder."""
+    save_array(folder / "features.npy", features)
+    table = frame[INDEX].rename(columns={"key": "sha256"})
+    table.to_parquet(folder / "index.parquet", engine="pyarrow", index=False)
+    write_json(folder / "classes.json", classes)
+
+
+def frame(table: pd.DataFrame, classes: list[str]) -> Embeddings:
+    """Rows of a shard index as Embeddings without features yet: (N, 0)."""
+    names = table.rename(columns={"key": "sha256"})
+    codes = pd.Categorical(names["label"], categories=classes).codes
+    text = names[["sha256", "group", "source"]].astype(str)
+    return Embeddings(
+        np.zeros((len(names), 0), np.float32), codes.astype(np.int64), tuple(classes),
+        text["sha256"].to_numpy(str), text["group"].to_numpy(str), text["source"].to_numpy(str),
+    )
+
+
+def with_features(embeddings: Embeddings, features: Array) -> Embeddings:
+    """The same rows seen by another encoder."""
+    return replace(embeddings, features=features)
+
+
+def rows(embeddings: Embeddings, mask: NDArray[np.bool_]) -> Embeddings:
+    """The rows where ``mask`` (N,) is true."""
+    e = embeddings
+    return Embeddings(
+        e.features[mask], e.labels[mask], e.classes, e.sha256[mask], e.groups[mask],
+        e.sources[mask],
+    )
+
+
+def load(folder: Path, split: str | None) -> Embeddings:
+    """Read one split (None: all) of a folder written by :func:`save`."""
+    table = pd.read_parquet(folder / "index.parquet")
+    whole = with_features(
+        frame(table, read_json(folder / "classes.json")), np.load(folder / "features.npy")
+    )
+    return whole if split is None else rows(whole, (table["split"] == split).to_numpy())

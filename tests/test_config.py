@@ -1,0 +1,82 @@
+"""Configuration and the small helpers at the bottom."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from ssl_core import artifacts, plugins
+from ssl_core.config import load
+from ssl_core.errors import HeadwaterError
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("pretrain:\n  epoch: 3\n")
+    with pytest.raises(HeadwaterError, match=r"'pretrain.epoch'.*did you mean 'epochs'"):
+        load(path)
+
+
+def test_bad_value_names_value_and_place(tmp_path: Path) -> None:
+    with pytest.raises(HeadwaterError, match=r"curate.keep = 7.*less than or equal to 1"):
+        load(tmp_path / "params.yaml", {"curate.keep": 7})
+
+
+def test_repository_params_are_valid() -> None:
+    load(Path(__file__).parent.parent / "params.yaml")
+
+
+def test_unknown_plugin_lists_the_choices() -> None:
+    with pytest.raises(HeadwaterError, match=r"did you mean 'simclr'"):
+        plugins.load("methods", "simlcr")
+
+
+def test_atomic_dir_keeps_the_old_one_on_failure(tmp_path: Path) -> None:
+    target = tmp_path / "product"
+    with artifacts.atomic_dir(target) as out:
+        (out / "a").write_text("old")
+    with pytest.raises(RuntimeError, match="halfway"), artifacts.atomic_dir(target) as out:
+        (out / "a").write_text("new")
+        raise RuntimeError("halfway")
+    assert (target / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["product"]
+
+
+def test_atomic_file_is_never_seen_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    artifacts.write_json(path, ["x"] * 5000)
+    seen, done = [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(len(artifacts.read_json(path)))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(30):
+        artifacts.write_json(path, ["y"] * 5000)
+    done.set()
+    reader.join()
+    assert set(seen) == {5000}
+
+
+def test_torn_log_line_swallows_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    artifacts.append_line(path, {"n": 1})
+    with path.open("a") as stream:
+        stream.write('{"n": 2, "torn')
+    artifacts.append_line(path, {"n": 3})
+    assert [r["n"] for r in artifacts.read_lines(path)] == [1, 3]
+
+
+def test_lineage_has_no_time_and_hashes_everything(tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("in")
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "out.txt").write_text("out")
+        artifacts.write_lineage(folder, "stage", {"k": 1}, {"source": source}, {"kept": 2})
+    first, second = (tmp_path / n / artifacts.LINEAGE for n in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    assert set(artifacts.read_json(first)["outputs"]) == {"out.txt"}

@@ -1,0 +1,370 @@
+"""One table over all methods: a method file without a row fails."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from typing import Any
+
+import pytest
+import reference
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from ssl_core import models, plugins
+from ssl_core.augment import Augmenter
+from ssl_core.config import Section
+from ssl_core.errors import HeadwaterError
+from ssl_core.heads import sincos_positions
+from ssl_core.methods import _teacher
+from ssl_core.methods import dino as dino_method
+from ssl_core.methods import mae as mae_method
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
+STEPS, SIZE, BATCH = 40, 32, 16
+# method: options that suit a tiny run; views' sides; what must fall in 20 steps and how far.
+# DINO's loss holds the entropy of its moving targets, which centring raises: KL is what falls.
+TABLE: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
+    "simclr": ({"hidden": 64, "out": 32}, [32, 32], "loss", 0.8),
+    "dino": (
+        {"prototypes": 32, "hidden": 64, "bottleneck": 16, "locals_": 2, "freeze": 0.1, "warm": 0},
+        [32, 32, 16, 16],
+        "kl",
+        0.5,
+    ),
+    "mae": (
+        {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2, "norm_pix": False},
+        [32],
+        "loss",
+        0.85,
+    ),
+}
+NAMES = sorted(TABLE)
+
+
+def build(name: str, seed: int = 0, backbone: str = "vit_tiny_patch16_224", **options: Any) -> Any:
+    torch.manual_seed(seed)
+    plugin = plugins.load("methods", name)
+    encoder = models.create(backbone, VIT if backbone.startswith("vit") else {})
+    cfg = plugin.Config(**(TABLE[name][0] | options))
+    return plugin.Method(encoder, cfg, SIZE, STEPS)
+
+
+def images() -> Tensor:
+    """Smooth random pictures, so that one part tells of another."""
+    coarse = torch.rand(BATCH, 3, 3, 3, generator=torch.Generator().manual_seed(7))
+    fine = nn.functional.interpolate(coarse, SIZE, mode="bicubic").clamp(0, 1)
+    return (fine * 255).byte()
+
+
+def crops(method: Any, seed: int = 0) -> list[Tensor]:
+    augmenter = Augmenter(method.views, (0.5,) * 3, (0.25,) * 3)
+    return augmenter(images(), torch.Generator().manual_seed(seed))
+
+
+def one_loss(method: Any, step: int = 10, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    loss: Tensor = method(crops(method), step)[0]
+    return loss
+
+
+def train(method: Any, steps: int, start: int = 0, measure: str = "loss") -> list[float]:
+    live = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(live, 2e-3)
+    losses = []
+    for step in range(start, start + steps):
+        torch.manual_seed(step)
+        loss, metrics = method(crops(method, seed=step % 4), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        method.after_step(step)
+        losses.append(float((metrics | {"loss": loss.detach()})[measure]))
+    return losses
+
+
+def test_every_method_has_a_row() -> None:
+    assert plugins.names("methods") == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str) -> None:
+    plugin = plugins.load("methods", name)
+    assert issubclass(plugin.Config, Section)
+    cfg = plugin.Config()
+    assert cfg.lr > 0
+    assert len(cfg.betas) == 2
+    assert cfg.weight_decay >= 0
+    with pytest.raises(ValidationError):
+        plugin.Config(no_such_option=1)
+    method = build(name)
+    assert isinstance(method.encoder, models.Encoder)
+    assert [v.size for v in method.views for _ in range(v.count)] == TABLE[name][1]
+    own = {n for n in vars(type(method)) if not n.startswith("_")}
+    assert own <= {"views", "forward", "after_step", "train", "centre"}  # no further hooks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_is_finite_and_every_parameter_learns(name: str) -> None:
+    method = build(name)
+    torch.manual_seed(0)
+    loss, metrics = method(crops(method), 10)
+    loss.backward()
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert all(math.isfinite(float(v)) for v in metrics.values())
+    assert not any(isinstance(v, Tensor) and v.requires_grad for v in metrics.values())
+    live = {n: p for n, p in method.named_parameters() if p.requires_grad}
+    assert not [n for n, p in live.items() if p.grad is None]  # DDP would wait for these
+    still = {n for n, p in live.items() if p.grad.abs().max() == 0}
+    assert not still, f"no gradient reaches {still}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_falls(name: str) -> None:
+    _, _, measure, share = TABLE[name]
+    values = train(build(name), 20, measure=measure)
+    early, late = sum(values[:4]) / 4, sum(values[-4:]) / 4
+    assert late < share * early, values
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_teacher_gets_no_gradient_and_follows_in_closed_form(name: str) -> None:
+    method = build(name)
+    teachers = {n: p for n, p in method.named_parameters() if n.startswith("teacher")}
+    one_loss(method).backward()
+    assert all(p.grad is None and not p.requires_grad for p in teachers.values())
+    if not teachers:
+        return
+    student = {
+        n: method.get_parameter(n.replace("teacher_head", "head").replace("teacher.", "encoder."))
+        for n in teachers
+    }
+    for n, p in teachers.items():
+        assert p.data_ptr() != student[n].data_ptr()
+        p.data.add_(1.0)
+    first = {n: p.detach().clone() for n, p in teachers.items()}
+    ms = [_teacher.momentum(k, STEPS, method.cfg.momentum) for k in range(5)]
+    for k in range(5):
+        method.after_step(k)
+    for n, p in teachers.items():
+        want = reference.momentum_average(
+            first[n].double().numpy(), student[n].detach().double().numpy(), ms
+        )
+        torch.testing.assert_close(p.detach().double(), torch.from_numpy(want), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_round_trip_gives_the_same_future(name: str) -> None:
+    method = build(name)
+    train(method, 3)
+    state = copy.deepcopy(method.state_dict())
+    other = build(name, seed=1)
+    assert one_loss(other) != one_loss(method)
+    other.load_state_dict(state)
+    method.load_state_dict(state)
+    assert train(method, 2, start=3) == train(other, 2, start=3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_is_near_fp32(name: str) -> None:
+    method = build(name)
+    exact = one_loss(method)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = one_loss(method)
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    rough.backward()
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_global_seed_same_loss(name: str) -> None:
+    method = build(name).eval()
+    assert one_loss(method).item() == one_loss(method).item()
+
+
+@pytest.mark.parametrize("name", ["simclr", "dino"])
+def test_cnn_backbone(name: str) -> None:
+    method = build(name, backbone="test_efficientnet")
+    before = copy.deepcopy(method.encoder.model.state_dict())
+    losses = train(method, 2)
+    assert all(map(math.isfinite, losses))
+    after = method.encoder.model.state_dict()
+    moved = [n for n in before if n.endswith("running_mean") and not before[n].equal(after[n])]
+    assert moved
+
+
+# --- DINO
+
+
+def test_dino_groups_of_one_size_equal_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build("dino")
+    grouped = one_loss(method)
+    monkeypatch.setattr(dino_method, "by_size", lambda views: [[v] for v in views])
+    torch.testing.assert_close(one_loss(method), grouped)
+    views = [torch.zeros(2, 3, s, s) for s in (32, 32, 16, 16, 32)]
+    monkeypatch.undo()
+    assert [len(g) for g in dino_method.by_size(views)] == [2, 2, 1]
+
+
+def test_dino_equals_the_paper_on_its_own_logits() -> None:
+    method = build("dino").eval()
+    method.centre.copy_(torch.linspace(-0.2, 0.2, 32))
+    views = crops(method)
+    with torch.no_grad():
+        student = [method.head(method.encoder(v).pooled) for v in views]
+        teacher = [method.teacher_head(method.teacher(v).pooled) for v in views[:2]]
+        loss = method(views, 10)[0].item()
+    s, t = (torch.stack(p).double().numpy() for p in (student, teacher))
+    want = reference.dino(s, t, method.centre.double().numpy(), 0.1, 0.04)
+    assert loss == pytest.approx(want, rel=1e-4)
+
+
+def test_dino_teacher_sees_only_the_global_views() -> None:
+    method = build("dino")
+    seen = []
+    method.teacher.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
+    one_loss(method)
+    assert [tuple(s) for s in seen] == [(2 * BATCH, 3, 32, 32)]
+
+
+def test_dino_centre_is_an_exponential_mean_and_waits_for_the_step() -> None:
+    method = build("dino", centre_momentum=0.9)
+    for k in range(3):
+        before = method.centre.clone()
+        one_loss(method)
+        assert torch.equal(method.centre, before)  # a rejected step leaves no trace
+        mean = method._seen.clone()
+        method.after_step(k)
+        torch.testing.assert_close(method.centre, 0.9 * before + 0.1 * mean)
+    with torch.no_grad():
+        views = torch.cat(crops(method)[:2])
+        logits = method.teacher_head(method.teacher(views).pooled)
+    one_loss(method)
+    torch.testing.assert_close(method._seen, logits.mean(0))
+
+
+def test_dino_prototypes_stand_still_at_first_and_are_unit() -> None:
+    method = build("dino")  # frozen for 0.1 * 40 steps
+    first = method.head.prototypes.detach().clone()
+    train(method, 4)
+    # AdamW's decay may shorten them; the directions used in the loss do not move.
+    torch.testing.assert_close(
+        nn.functional.normalize(method.head.prototypes, dim=1),
+        nn.functional.normalize(first, dim=1),
+    )
+    train(method, 1, start=4)
+    assert not torch.allclose(
+        nn.functional.normalize(method.head.prototypes, dim=1),
+        nn.functional.normalize(first, dim=1),
+    )
+    logits = method.head(torch.randn(50, 48))
+    assert logits.abs().max() <= 1 + 1e-5
+    scaled = copy.deepcopy(method.head)
+    scaled.prototypes.data.mul_(7.0)
+    x = torch.randn(3, 48)
+    torch.testing.assert_close(scaled(x), method.head(x))
+
+
+def test_dino_collapses_without_centring_and_without_sharpening() -> None:
+    """Both guards are needed (arXiv 2104.14294, fig. 7): their monitors must tell."""
+    toward_one = build("dino", centre_momentum=1.0, teacher_temperature=(0.02, 0.02), momentum=0.9)
+    toward_uniform = build("dino", teacher_temperature=(1.0, 1.0), momentum=0.9)
+    both = build("dino", momentum=0.9)
+    found = {}
+    for key, method in (
+        ("no centre", toward_one),
+        ("no sharpening", toward_uniform),
+        ("dino", both),
+    ):
+        train(method, 10)
+        _, metrics = method(crops(method), 10)
+        found[key] = float(metrics["entropy"]) / math.log(32)
+    assert found["no sharpening"] > 0.95
+    assert found["no centre"] < found["dino"] < found["no sharpening"]
+
+
+def test_teacher_momentum_runs_from_start_to_one() -> None:
+    values = [_teacher.momentum(k, 10, 0.99) for k in range(12)]
+    assert values[0] == pytest.approx(0.99)
+    assert values[5] == pytest.approx(0.995)
+    assert values[10:] == [1.0, 1.0]
+    assert values == sorted(values)
+
+
+def test_teacher_has_no_dropout_but_follows_batch_norm_mode() -> None:
+    torch.manual_seed(0)
+    plugin = plugins.load("methods", "dino")
+    encoder = models.create("vit_tiny_patch16_224", {**VIT, "drop_path_rate": 0.5})
+    method = plugin.Method(encoder, plugin.Config(prototypes=8), SIZE, STEPS)
+    assert method.encoder.training
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(method.teacher(x).pooled, method.teacher(x).pooled)
+    assert not torch.equal(method.encoder(x).pooled, method.encoder(x).pooled)
+    cnn = build("dino", backbone="test_efficientnet")
+    norms = [m for m in cnn.teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(m.training for m in norms)
+    cnn.eval()
+    assert not any(m.training for m in norms)
+
+
+# --- MAE
+
+
+def test_mae_masks_the_asked_share_anew_each_time() -> None:
+    keep, mask = mae_method.random_mask(64, 4, 4, torch.device("cpu"))
+    assert mask.sum(1).eq(12).all()
+    assert mask.gather(1, keep).sum() == 0  # kept ones are not hidden
+    assert len({tuple(sorted(row.tolist())) for row in keep}) > 32
+    method = build("mae", ratio=0.6)
+    assert method.kept == int(16 * 0.4)
+    torch.manual_seed(0)
+    share = method(crops(method), 0)[1]["hidden"]
+    assert float(share) == pytest.approx(10 / 16)
+
+
+def test_mae_prediction_cannot_see_hidden_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build("mae").eval()
+    keep = torch.tensor([[0, 5, 10, 15]] * BATCH)
+    got = []
+    method.decoder.register_forward_hook(lambda _m, _i, out: got.append(out.detach()))
+    mask = torch.ones(BATCH, 16, dtype=torch.bool).scatter(1, keep, False)
+    monkeypatch.setattr(mae_method, "random_mask", lambda *_: (keep, mask))
+    view = crops(method)[0]
+    other = view.clone()
+    other[:, :, :8, 8:16] = 3.0  # patch 1, hidden
+    losses = [method([v], 0)[0].item() for v in (view, other)]
+    assert torch.equal(got[0], got[1])
+    assert losses[0] != losses[1]
+
+
+def test_mae_decoder_puts_tokens_back_in_place() -> None:
+    method = build("mae", decoder_depth=0)  # then each output depends on its own token only
+    kept, keep = torch.randn(1, 2, 48), torch.tensor([[9, 2]])
+    with torch.no_grad():
+        one = method.decoder(None, kept, keep)
+        two = method.decoder(None, kept + torch.tensor([[[1.0], [0.0]]]), keep)
+        swapped = method.decoder(None, kept.flip(1), keep.flip(1))
+    assert (one != two).any(-1)[0].nonzero().flatten().tolist() == [9]
+    torch.testing.assert_close(swapped, one)
+
+
+def test_decoder_positions_are_those_of_the_paper() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lightly's own imports
+        from lightly.models.utils import get_2d_sincos_pos_embed
+    want = torch.from_numpy(get_2d_sincos_pos_embed(16, 3)[-9:]).float()  # without CLS
+    torch.testing.assert_close(sincos_positions((3, 3), 16), want)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        sincos_positions((2, 2), 6)
+
+
+def test_mae_explains_what_it_cannot_do() -> None:
+    with pytest.raises(HeadwaterError, match="ViT"):
+        build("mae", backbone="test_efficientnet")
+    with pytest.raises(HeadwaterError, match="keeps 0 of 16"):
+        build("mae", ratio=0.99)
