@@ -79,10 +79,13 @@ Date = Annotated[str, typer.Argument(help="partition, YYYY-MM-DD")]
 
 @app.command()
 def predict(
-    date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False
+    date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False,
+    model: Annotated[
+        str, typer.Option(help="id of a model in the registry, for a shadow run beside the log")
+    ] = "",
 ) -> None:
     """Serve the champion over one day's images and write the prediction log."""
-    _print(_stage("predict").run(_config(params, set_), Paths(), date), as_json)
+    _print(_stage("predict").run(_config(params, set_), Paths(), date, model), as_json)
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""The one typed configuration tree. Defaults live here; ``params.yaml`` holds what a user changes."""
+"""The one typed configuration tree.
+
+Defaults live here; ``params.yaml`` holds what a user changes.
+"""
 
 from __future__ import annotations
 
@@ -139,10 +142,20 @@ class Deploy(Section):
     cooldown_days: int = 20
 
 
-class Seeds(Section):
-    """Repetition: how many seeds of which method ``headwater seeds`` trains."""
+class Arm(Section):
+    """One line of a comparison: a method over some seeds."""
 
-    methods: dict[str, int] = {"simclr": 3, "dino": 1, "mae": 1}
+    method: str
+    seeds: int = Field(default=1, ge=1)
+    # What differs from section pretrain, e.g. {backbone: vit_tiny_patch16_224}. The options,
+    # lr and weight decay of another method than pretrain.method start from its own defaults.
+    changes: dict[str, Any] = {}
+
+
+class Seeds(Section):
+    """Is the gain real? What ``headwater seeds`` trains beside the baselines."""
+
+    arms: tuple[Arm, ...] = (Arm(method="simclr", seeds=3), Arm(method="dino"))
 
 
 class Config(Section):

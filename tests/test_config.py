@@ -35,9 +35,14 @@ def test_atomic_dir_keeps_the_old_one_on_failure(tmp_path: Path) -> None:
     target = tmp_path / "product"
     with artifacts.atomic_dir(target) as out:
         (out / "a").write_text("old")
-    with pytest.raises(RuntimeError, match="halfway"), artifacts.atomic_dir(target) as out:
-        (out / "a").write_text("new")
-        raise RuntimeError("halfway")
+
+    def fail() -> None:
+        with artifacts.atomic_dir(target) as out:
+            (out / "a").write_text("new")
+            raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        fail()
     assert (target / "a").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["product"]
 

@@ -383,7 +383,7 @@ def test_a_file_that_changed_since_ingest_stops_the_shard_stage(project: Paths) 
 def test_equal_files_are_stored_once_where_the_exact_step_is_off(project: Paths) -> None:
     frame = pd.read_parquet(project.curated / "curated.parquet")
     twice = pd.concat([frame, frame.assign(path="raw/copy")])
-    assert shard.order(twice)["path"].is_unique
+    assert shard.order(twice)["sha256"].is_unique
     assert len(shard.order(twice)) == 3
 
 

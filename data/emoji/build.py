@@ -76,7 +76,7 @@ def fit(image: Image.Image) -> Image.Image:
 def find(vendor: str, folder: Path, table: pd.DataFrame) -> dict[str, Path]:
     """code -> file of one vendor."""
     if vendor in ("google", "twitter"):
-        files = {c: folder / f"img/{vendor}/64" / f for c, f in zip(table.code, table.file)}
+        files = {c: folder / f"img/{vendor}/64" / f for c, f in zip(table.code, table.file, strict=True)}
     else:
         pattern = "color/svg/*.svg" if vendor == "openmoji" else "assets/*.webp"
         known = {plain(p.stem): p for p in folder.glob(pattern)}

@@ -72,8 +72,12 @@ def _cell(row: Any, best: float) -> dict[str, Any] | None:
 
 
 def _slices(frame: pd.DataFrame, wanted: Sequence[str] | None, name: str) -> Any:
-    """Linear (or kNN) accuracy on slices; None when there are none."""
-    part = frame[(frame["metric"] == "accuracy") & (frame["slice"] != "all")]
+    """Linear (or kNN) accuracy on slices; None when there are none.
+
+    By class frequency it is the mean recall of the classes, so that each class counts alike.
+    """
+    metric = "accuracy" if wanted is None else "balanced_accuracy"
+    part = frame[(frame["metric"] == metric) & (frame["slice"] != "all")]
     if wanted is None:
         part = part[~part["slice"].map(_plain).isin(GROUPS)]
     else:
@@ -85,16 +89,18 @@ def _slices(frame: pd.DataFrame, wanted: Sequence[str] | None, name: str) -> Any
             if wanted is not None:
                 order = {g: i for i, g in enumerate(wanted)}
                 mine = mine.sort_values("slice", key=lambda s: s.map(order), kind="stable")
-            figure = _figures.intervals(mine, f"{NAMES[measure]} accuracy")
+            what = "accuracy" if wanted is None else "mean recall"
+            figure = _figures.intervals(mine, f"{NAMES[measure]} {what}")
             return drawing(figure, name)
     return None
 
 
 def _plain(name: str) -> str:
-    """``source:apple`` or ``tail=few`` -> the part after the sign."""
+    """``source:apple`` or ``tail=few`` -> the part after the sign; ``unseen:`` stays said."""
+    kind = name.partition(":")[0]
     for sign in (":", "="):
         name = name.split(sign, 1)[-1]
-    return name
+    return f"{name}, left out" if kind == "unseen" else name
 
 
 def evaluation(paths: Paths) -> Section:
@@ -150,7 +156,7 @@ def events(paths: Paths, history: pd.DataFrame) -> list[dict[str, str]]:
     served = history.dropna(subset=["model"])
     changed = served["model"].ne(served["model"].shift())
     for row in served[changed].iloc[1:].itertuples(index=False):
-        found.append({"date": row.date, "text": f"{row.model[:8]} serves"})
+        found.append({"date": str(row.date), "text": f"{str(row.model)[:8]} serves"})
     for record in read_lines(paths.registry / "log.jsonl"):
         date = record.get("date") or record.get("as_of")
         if date and not pd.isna(pd.to_datetime(date, errors="coerce")):

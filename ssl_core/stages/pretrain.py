@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from .. import shards, train
 from ..artifacts import atomic_dir, read_lines, sha256_file, sha256_json, write_lineage
 from ..config import Config, Paths
@@ -38,6 +40,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             train.export(method, cfg, out)
         shutil.copy(work / "log.jsonl", out / "log.jsonl")
         log = read_lines(out / "log.jsonl")
+        pd.DataFrame(log).to_csv(out / "log.csv", index=False)  # for `dvc plots`
         counts = {"steps": len(log), "loss": log[-1]["loss"]}
         config = cfg.section("pretrain") | {"seed": cfg.seed}
         write_lineage(out, "pretrain", config, {"shards": paths.shards}, counts)

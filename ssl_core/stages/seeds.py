@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import embed, plugins, train
-from ..artifacts import read_json, sha256_file, sha256_json, write_json
-from ..config import Config, Paths
+from ..artifacts import LINEAGE, read_json, sha256_file, sha256_json, write_json
+from ..config import Arm, Config, Paths, Pretrain
 from ..progress import Reporter
 from ..shards import ShardReader
 from ..types import Array, Embeddings
@@ -30,9 +30,25 @@ def _measure(cfg: Config, frame: Embeddings, split: Array, features: Array) -> d
     return result
 
 
+def _is_product(cfg: Config, paths: Paths) -> bool:
+    """Whether the chain has just made and embedded this very encoder."""
+    files = [f / LINEAGE for f in (paths.pretrain, paths.embeddings, paths.shards)]
+    if not all(f.exists() for f in files):
+        return False
+    trained, embedded = (read_json(f) for f in files[:2])
+    return bool(
+        trained["config"] == cfg.section("pretrain") | {"seed": cfg.seed}
+        and trained["inputs"]["shards"] == sha256_file(files[2])
+        and embedded["inputs"] == {"shards": sha256_file(files[2]),
+                                   "pretrain": sha256_file(files[0])}
+    )
+
+
 def _train_one(cfg: Config, paths: Paths, report: Reporter) -> Array:
     """Features (N, D) of one method and seed; checkpoints live beside the result until done."""
-    key = sha256_json([cfg.section("pretrain"), cfg.seed, sha256_file(paths.shards / "lineage.json")])
+    if _is_product(cfg, paths):
+        return np.load(paths.embeddings / "features.npy")
+    key = sha256_json([cfg.section("pretrain"), cfg.seed, sha256_file(paths.shards / LINEAGE)])
     work = paths.runs / "seeds" / key[:12]
     cached = work.with_suffix(".npy")
     if not cached.exists():
@@ -55,17 +71,23 @@ def _summary(name: str, scores: list[dict[str, float]]) -> dict[str, Any]:
     return row
 
 
-def _variant(cfg: Config, method: str, seed: int) -> Config:
-    own = method == cfg.pretrain.method
-    changes = {"method": method, "options": cfg.pretrain.options if own else {}}
-    pretrain = cfg.pretrain.model_copy(update=changes)
+def _variant(cfg: Config, arm: Arm, seed: int) -> Config:
+    own = arm.method == cfg.pretrain.method
+    base = {} if own else {"options": {}, "lr": None, "weight_decay": None}
+    changed = cfg.section("pretrain") | base | {"method": arm.method} | arm.changes
+    pretrain = Pretrain.model_validate(changed)
     return cfg.model_copy(update={"seed": seed, "pretrain": pretrain})
+
+
+def _name(cfg: Config, arm: Arm) -> str:
+    backbone = arm.changes.get("backbone", cfg.pretrain.backbone)
+    return arm.method if backbone == cfg.pretrain.backbone else f"{arm.method}, {backbone}"
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write reports/seeds.json: one row per method and baseline with mean and spread.
 
-    Equal data, steps and batch for all methods; a finished method and seed is not trained again.
+    Equal data, steps and batch for all arms; a finished method and seed is not trained again.
     """
     reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
     classes = read_json(paths.shards / "index.json")["classes"]
@@ -73,16 +95,16 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     split = reader.frame["split"].to_numpy()
     rows = []
     with Reporter("seeds") as report:
-        for method, count in cfg.seeds.methods.items():
-            scores = []
-            for seed in range(cfg.seed, cfg.seed + count):
-                features = _train_one(_variant(cfg, method, seed), paths, report)
+        for arm in cfg.seeds.arms:
+            name, scores = _name(cfg, arm), []
+            for seed in range(cfg.seed, cfg.seed + arm.seeds):
+                features = _train_one(_variant(cfg, arm, seed), paths, report)
                 scores.append(_measure(cfg, frame, split, features))
-                report.log(f"{method} seed {seed}: kNN {scores[-1]['knn']:.3f}, "
+                report.log(f"{name} seed {seed}: kNN {scores[-1]['knn']:.3f}, "
                            f"linear {scores[-1]['linear']:.3f}")
-            rows.append(_summary(method, scores))
+            rows.append(_summary(name, scores))
         for name in cfg.evaluate.baselines:
-            draws = max(cfg.seeds.methods.values()) if name == "random" else 1
+            draws = max(arm.seeds for arm in cfg.seeds.arms) if name == "random" else 1
             scores = [
                 _measure(cfg, frame, split, embed.baseline(
                     name, paths.shards, cfg.model_copy(update={"seed": cfg.seed + i}),

@@ -1,0 +1,1 @@
+"""Dagster definitions: what runs, when, and on what occasion."""

@@ -1,0 +1,32 @@
+"""The code location. It only merges: things are defined in assets/ and beside this file."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from assets import (
+    curate,
+    deployment,
+    embed,
+    evaluate,
+    ingest,
+    pretrain,
+    promote,
+    report,
+    seed_embed,
+    shard,
+    sources,
+    validate,
+)
+
+from . import jobs, schedules, sensors
+
+modules = (sources, ingest, validate, seed_embed, curate, shard, pretrain, embed, evaluate, promote,
+           deployment, report)
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules(modules),
+    jobs=[jobs.chain, jobs.retrain, jobs.deployment, jobs.remonitor],
+    schedules=[schedules.nightly, schedules.daily],
+    sensors=[sensors.retrain_on_harm, sensors.late_labels, sensors.new_day],
+)

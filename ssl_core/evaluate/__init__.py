@@ -1,0 +1,9 @@
+"""Measures of frozen features, found by file name.
+
+A measure is ``run(train, test, cfg) -> rows`` on two :class:`Embeddings`. Each row is a dict with
+``slice, metric, value, low, high, n``; ``low`` and ``high`` are NaN where there is no interval.
+It sees features and labels, never an encoder; labels of the test split are only counted.
+
+Slices: ``all``; ``source:<name>``; ``tail:many|medium|few`` by the class's labelled training
+images; ``unseen:<name>``, tested on that source after fitting on the others.
+"""

@@ -1,0 +1,433 @@
+"""Untrusted image files: fetched, judged by their header, decoded; what is unfit gets a reason.
+
+A ref names one image: a path (absolute, or relative to the project root), a member of a tar
+(``some.tar::member``) or an object (``s3://bucket/key``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import io
+import os
+import re
+import stat
+import tarfile
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from .errors import HeadwaterError
+
+Pixels = NDArray[np.uint8]
+S3 = "s3://"
+TAR = ".tar::"  # where a ref into a tar is cut
+MAX_BYTES = 512 * 2**20  # of one file
+MAX_PIXELS = 2**29  # backstop where no limit is given: 1.5 GiB as RGB
+HASH_SIDE = 128  # a JPEG is decoded at no more than twice this for its pHash, which needs 32
+# Other formats Pillow knows are rare, unsafe (EPS runs Ghostscript) or hold no photographs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+STILL = {"MPO"}  # its further frames are previews and depth maps of the first
+MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
+ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+BOXES = (b"ftyp", b"jP  ")  # at byte 4 of AVIF and JPEG 2000
+CUT = re.compile(r"truncated|\bEOF\b|only got|not enough", re.IGNORECASE)  # Pillow's words for it
+ORIENTATION = 0x0112
+TURNS = {  # EXIF orientation -> what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}
+
+# The header is judged by this module's own limit, before any pixel; Pillow's would only warn.
+Image.MAX_IMAGE_PIXELS = None
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Pillow warns of damaged metadata, which is not used here beyond the orientation.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class Reject(Exception):
+    """An image that is not taken: ``reason`` is a kebab-case code, ``detail`` for people."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the manifest records of one file. Width and height are as displayed."""
+
+    sha256: str
+    phash: str
+    width: int
+    height: int
+    mode: str
+    format: str
+    bytes: int
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def unsafe(name: str) -> bool:
+    """Whether a relative name could leave its folder."""
+    pure = PurePosixPath(name.replace("\\", "/"))
+    return pure.is_absolute() or ".." in pure.parts or "\0" in name
+
+
+def split_tar(ref: str) -> tuple[str, str] | None:
+    """``some.tar::member`` -> (some.tar, member); None for other refs."""
+    head, sign, member = ref.partition(TAR)
+    return (head + ".tar", member) if sign else None
+
+
+def read_bytes(ref: str, root: Path) -> bytes:
+    """The bytes behind a ref.
+
+    Raises:
+        Reject: missing, unsafe, too large or not a regular file.
+        HeadwaterError: S3 does not answer, or there is no such bucket.
+    """
+    if ref.startswith(S3):
+        return _read_s3(ref)
+    member = split_tar(ref)
+    path = member[0] if member else ref
+    if not os.path.isabs(path) and unsafe(path):
+        raise Reject("unsafe-path", "the path climbs out of the project")
+    with _reasons():
+        return _read_member(root / path, member[1]) if member else _read_file(root / path)
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn the operating system's errors into rejects."""
+    try:
+        yield
+    except OSError as error:
+        known = {errno.ENOENT: "missing-file", errno.ENOTDIR: "missing-file",
+                 errno.ELOOP: "symlink-loop"}
+        text = error.strerror or "cannot be read"
+        raise Reject(known.get(error.errno or 0, "unreadable"), text) from None
+
+
+def require_size(size: int) -> None:
+    """Refuse a file that is too large to be read.
+
+    Raises:
+        Reject: as the name says.
+    """
+    if size > MAX_BYTES:
+        raise Reject("too-large", f"{size:,} bytes; the limit is {MAX_BYTES:,}")
+
+
+def _read_file(path: Path) -> bytes:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for ever
+        raise Reject("not-an-image", "not a regular file")
+    require_size(about.st_size)
+    return path.read_bytes()
+
+
+def tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Headers of an uncompressed tar, in order.
+
+    Raises:
+        Reject: the file is cut short or damaged; after all members that could be found.
+        OSError: it cannot be opened.
+    """
+    try:
+        with tarfile.open(path, "r:", errors="surrogateescape") as tar:
+            yield from tar
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - tarfile.BLOCKSIZE))
+            if any(stream.read()):
+                raise Reject("truncated", "the tar lacks its end: members may be lost")
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise Reject("truncated", f"the tar is damaged: {error}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _tar_index(path: Path, size: int, mtime_ns: int) -> dict[str, tuple[int, int]]:
+    """Name -> (offset, size) of regular members; the first of equal names counts."""
+    found: dict[str, tuple[int, int]] = {}
+    with contextlib.suppress(Reject):  # members before the damage can still be read
+        for info in tar_members(path):
+            if info.isreg() and not info.issparse():
+                found.setdefault(info.name, (info.offset_data, info.size))
+    return found
+
+
+_TAR_LOCK = threading.Lock()  # threads that ask at once index a tar once
+
+
+def _read_member(path: Path, name: str) -> bytes:
+    if unsafe(name):
+        raise Reject("unsafe-path", "the member's name climbs out of the tar")
+    about = path.stat()
+    with _TAR_LOCK:
+        index = _tar_index(path, about.st_size, about.st_mtime_ns)
+    if name not in index:
+        raise Reject("missing-file", f"{path.name} holds no such regular member")
+    offset, size = index[name]
+    require_size(size)
+    with path.open("rb", buffering=0) as stream:
+        data = os.pread(stream.fileno(), size, offset)
+    if len(data) < size:
+        raise Reject("truncated", f"{path.name} ends {size - len(data)} bytes early")
+    return data
+
+
+# ---- S3 ----------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def _client(endpoint: str, region: str) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=5, read_timeout=30, max_pool_connections=32,
+        retries={"max_attempts": 3, "mode": "standard"},
+    )
+    session = boto3.session.Session()  # the default session is not safe among threads
+    region = session.region_name or region
+    return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
+
+
+_CLIENT_LOCK = threading.Lock()
+
+
+def s3_client() -> Any:
+    """A boto3 client, shared by threads; honours AWS_ENDPOINT_URL and the usual variables."""
+    with _CLIENT_LOCK, s3_errors("S3"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        return _client(endpoint, "us-east-1")
+
+
+def split_s3(ref: str) -> tuple[str, str]:
+    """``s3://bucket/key`` -> (bucket, key)."""
+    bucket, _, key = ref.removeprefix(S3).partition("/")
+    return bucket, key
+
+
+@contextlib.contextmanager
+def s3_errors(ref: str) -> Iterator[None]:
+    """Turn boto's errors into a reject (this object is gone) or an error (S3 itself is)."""
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in ("NoSuchKey", "404"):
+            raise Reject("missing-file", "no such object") from None
+        if code == "NoSuchBucket":
+            rule = "its bucket does not exist"
+            raise HeadwaterError(ref, rule, "check data.sources and AWS_ENDPOINT_URL") from None
+        fix = "check the AWS_* credentials and their rights"
+        raise HeadwaterError(ref, f"S3 refused ({code})", fix) from None
+    except NoCredentialsError:
+        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        raise HeadwaterError(ref, "no S3 credentials were found", fix) from None
+    except BotoCoreError as error:
+        fix = "check that it runs and that AWS_ENDPOINT_URL is right, then run again"
+        raise HeadwaterError(ref, f"S3 does not answer ({error})", fix) from None
+
+
+def _read_s3(ref: str) -> bytes:
+    bucket, key = split_s3(ref)
+    client = s3_client()
+    with s3_errors(ref):
+        answer = client.get_object(Bucket=bucket, Key=key)
+        require_size(int(answer["ContentLength"]))
+        return bytes(answer["Body"].read())
+
+
+# ---- judging and decoding ----------------------------------------------------------------------
+
+
+def _boxes_end(data: bytes) -> int:
+    """Where the ISO boxes of an AVIF or JPEG 2000 file say that it ends."""
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if size < 8:  # 0: to the end of the file; 1: a 64-bit size, beyond our limits
+            return len(data)
+        place += size
+    return place
+
+
+def _ends_early(data: bytes) -> bool:
+    """Whether the file lacks its end, as far as its format tells."""
+    if data.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" not in data[-64:]
+    if data.startswith(b"\x89PNG"):
+        return b"IEND" not in data[-64:]
+    if data.startswith(b"RIFF"):
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if data.startswith(b"GIF8"):
+        return not data.rstrip(b"\0").endswith(b";")
+    if data.startswith((b"II*\0", b"MM\0*")):  # the directory may stand at the end
+        return len(data) < int.from_bytes(data[4:8], "little" if data[:1] == b"I" else "big")
+    return data[4:8] in BOXES and len(data) < _boxes_end(data)
+
+
+@contextlib.contextmanager
+def _judged(data: bytes) -> Iterator[None]:
+    """Turn whatever Pillow raises on hostile bytes into a reject."""
+    try:
+        yield
+    except Reject:
+        raise
+    except MemoryError:
+        raise Reject("too-many-pixels", "does not fit into memory") from None
+    except UnidentifiedImageError:
+        if data.startswith(MAGIC) or data[4:8] in BOXES:
+            reason = "truncated" if _ends_early(data) or len(data) < 64 else "corrupt"
+            raise Reject(reason, "the file ends or breaks within its header") from None
+        raise Reject("not-an-image", f"none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # any of a dozen types, by format and by kind of damage
+        text = re.sub(r"<.*? at 0x\w+>", "", str(error)).strip() or type(error).__name__
+        cut = isinstance(error, EOFError) or CUT.search(text) or _ends_early(data)
+        raise Reject("truncated" if cut else "corrupt", text) from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(f for f in FORMATS if f in Image.OPEN)  # AVIF is not in every build
+
+
+def _sixteen(image: Image.Image) -> bool:
+    """More than 8 bits per channel; Pillow reduces 16-bit RGB silently, so ask its decoder."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    tiles = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ()
+    args = args if isinstance(args, tuple) else (args,)
+    deep = any(isinstance(a, str) and ";16" in a for a in args)
+    return deep or (image.format == "PPM" and any(isinstance(a, int) and a > 255 for a in args))
+
+
+def _judge_header(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise Reject("too-many-pixels", f"{width} × {height}; the limit is {max_pixels:,}")
+    if width < 1 or height < 1:
+        raise Reject("corrupt", f"{width} × {height} pixels")
+    if image.format not in STILL and getattr(image, "is_animated", False):
+        raise Reject("animated", "more than one frame")
+    if image.mode == "CMYK":
+        raise Reject("cmyk", "printing colours without a known profile")
+    if _sixteen(image):
+        raise Reject("16-bit", f"more than 8 bits per channel (mode {image.mode})")
+    if image.mode not in MODES:
+        raise Reject("unsupported-mode", f"mode {image.mode}")
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read and judge the header; no pixel is decoded. Call within :func:`_judged`."""
+    if not data:
+        raise Reject("empty", "zero bytes")
+    image = Image.open(io.BytesIO(data), formats=_formats())
+    _judge_header(image, max_pixels)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # Pillow turns these itself
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF does not spoil the picture
+        return 1
+
+
+def _shrunk(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    scale = min(1.0, max_side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB, transparency flattened on white."""
+    if image.mode not in ALPHA and "transparency" not in image.info:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _load(image: Image.Image, max_side: int) -> Image.Image:
+    """Decode at the smallest scale (JPEG only) that does not fall below ``max_side``; RGB."""
+    turn = TURNS.get(_orientation(image))
+    image.draft("RGB", _shrunk(image.size, max_side))
+    image.load()
+    flat = _rgb(image)
+    return flat if turn is None else flat.transpose(turn)
+
+
+def decode(data: bytes, max_side: int, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Encoded bytes -> RGB uint8 (H, W, 3), upright, on white, longest side <= ``max_side``.
+
+    Images are scaled down (antialiased), never up.
+
+    Raises:
+        Reject: unfit by its header, or undecodable.
+    """
+    with _judged(data):
+        image = _load(_open(data, max_pixels), max_side)
+        small = _shrunk(image.size, max_side)
+        if small != image.size:
+            image = image.resize(small, Image.Resampling.BICUBIC)
+        return np.array(image)
+
+
+def require_sides(width: int, height: int, min_side: int, max_pixels: int) -> None:
+    """Refuse an image by its size.
+
+    Raises:
+        Reject: too small or too large.
+    """
+    if min(width, height) < min_side:
+        raise Reject("too-small", f"{width} × {height}; sides must have {min_side} pixels")
+    if width * height > max_pixels:
+        raise Reject("too-many-pixels", f"{width} × {height}; the limit is {max_pixels:,}")
+
+
+def _check_sums(image: Image.Image, data: bytes) -> None:
+    """Compare a PNG's checksums: Pillow decodes damaged pixels without complaint."""
+    if image.format == "PNG":
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+
+
+def examine(data: bytes, min_side: int = 1, max_pixels: int = MAX_PIXELS) -> Facts:
+    """Decode one file fully and describe it.
+
+    The pHash is ``imagehash.phash`` of the upright picture on white (16 hex characters).
+
+    Raises:
+        Reject: unfit by its header or size, or undecodable.
+    """
+    import imagehash
+
+    with _judged(data):
+        image = _open(data, max_pixels)
+        (width, height), mode, kind = image.size, image.mode, str(image.format)
+        require_sides(width, height, min_side, max_pixels)
+        _check_sums(image, data)
+        if _orientation(image) >= 5:
+            width, height = height, width
+        phash = str(imagehash.phash(_load(image, HASH_SIDE)))
+        digest = hashlib.sha256(data).hexdigest()
+        return Facts(digest, phash, width, height, mode, kind, len(data))

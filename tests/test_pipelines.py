@@ -1,0 +1,181 @@
+"""Dagster's definitions: they load, equal DVC's graph, and ask for one retraining and not two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+import yaml
+
+from pipelines import home, sensors
+from pipelines.definitions import defs
+from ssl_core.__main__ import CHAIN
+from ssl_core.artifacts import write_json
+from ssl_core.config import Deploy
+from ssl_core.stages import trigger
+
+ROOT = Path(__file__).parent.parent
+
+
+def dvc_edges() -> set[tuple[str, str]]:
+    """(upstream stage, stage) of dvc.yaml."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+    def name(out: str | dict) -> str:
+        return out if isinstance(out, str) else next(iter(out))
+
+    maker = {name(o): s for s, spec in stages.items() for o in spec["outs"]}
+    return {(maker[d], s) for s, spec in stages.items() for d in spec["deps"] if d in maker}
+
+
+def dagster_edges() -> set[tuple[str, str]]:
+    graph = defs.resolve_asset_graph()
+    return {
+        (parent.to_user_string(), node.key.to_user_string())
+        for node in graph.asset_nodes for parent in node.parent_keys
+    }
+
+
+def test_both_graphs_have_the_same_edges() -> None:
+    inside = {e for e in dagster_edges() if set(e) <= set(CHAIN)}
+    assert inside == dvc_edges()
+    assert len(inside) > 12
+
+
+def test_chain_of_the_command_is_the_graph_in_order() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert list(stages) == list(CHAIN)
+    for name, spec in stages.items():
+        assert spec["cmd"] == f"python -m ssl_core {name.replace('_', '-')}"
+
+
+def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
+    for asset in defs.assets or []:
+        for spec in asset.specs if isinstance(asset, dg.AssetsDefinition) else [asset]:
+            assert spec.group_name in ("data", "model", "deployment"), spec.key
+            assert spec.description, spec.key
+        if isinstance(asset, dg.AssetsDefinition):
+            assert asset.op.pool in ("gpu", "io"), asset.key
+    checks = {c.name: c for c in defs.resolve_asset_graph().asset_check_keys}
+    assert set(checks) == {"data_is_valid", "challenger_is_better", "day_is_normal"}
+
+
+def test_validation_blocks() -> None:
+    from assets.validate import CHECK
+
+    assert CHECK.blocking
+
+
+def test_schedules_and_sensors_are_there() -> None:
+    assert {s.name for s in defs.schedules or []} == {"nightly", "daily"}
+    by = {s.name: s for s in defs.sensors or []}
+    assert set(by) == {"retrain_on_harm", "late_labels", "new_day"}
+    assert by["retrain_on_harm"].default_status == dg.DefaultSensorStatus.RUNNING
+
+
+def test_home_turns_telemetry_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    settings = yaml.safe_load((home.prepare() / "dagster.yaml").read_text())
+    assert settings["telemetry"] == {"enabled": False}
+    assert settings["concurrency"]["pools"]["default_limit"] == 1
+    dg.DagsterInstance.from_config(str(tmp_path / "home")).dispose()  # the schema is Dagster's
+
+
+# ---- the decision to retrain -----------------------------------------------------------------
+
+
+def verdicts(*rows: tuple[str, str, str]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"date": d, "model": m, "verdict": v, "reason": f"{v} on {d}", "broken": False}
+        for d, m, v in rows
+    ])
+
+
+def test_harm_of_the_champion_asks_once_with_all_changed_days() -> None:
+    history = verdicts(
+        ("2025-01-01", "old", "harm"), ("2025-01-08", "new", "ok"), ("2025-01-15", "new", "drift"),
+        ("2025-01-22", "new", "harm"), ("2025-01-29", "new", "drift"),
+    )
+    found = trigger.decide(Deploy(), history, "new")
+    assert found == trigger.Request(
+        "new:2025-01-22", ("2025-01-15", "2025-01-22"), "harm on 2025-01-22"
+    )
+
+
+@pytest.mark.parametrize(("history", "champion"), [
+    (verdicts(("2025-01-01", "m", "drift")), "m"),  # change alone is no reason
+    (verdicts(("2025-01-01", "m", "harm")), "other"),  # the harm was another model's
+    (verdicts(("2025-01-01", "m", "harm")), None),
+    (pd.DataFrame(), "m"),
+    (verdicts(("2025-01-01", "m", "harm")).assign(broken=True), "m"),  # the feed is to blame
+])
+def test_no_reason_to_retrain(history: pd.DataFrame, champion: str | None) -> None:
+    assert trigger.decide(Deploy(), history, champion) is None
+
+
+def test_cooldown_counts_days_of_data() -> None:
+    history = verdicts(("2025-01-01", "m", "harm"), ("2025-01-20", "m", "harm"))
+    deploy = Deploy(cooldown_days=20)
+    assert trigger.decide(deploy, history, "m", "2025-01-01") is None
+    later = verdicts(("2025-01-21", "m", "harm"))
+    assert trigger.decide(deploy, pd.concat([history, later]), "m", "2025-01-01") is not None
+
+
+# ---- sensors on a real folder ----------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sensors, "ROOT", tmp_path)
+    write_json(tmp_path / "data/registry/champion.json", {"id": "m"})
+    return tmp_path
+
+
+def judge(place: Path, day: str, verdict: str) -> None:
+    write_json(place / f"data/deploy/monitor/date={day}/verdict.json", {
+        "date": day, "model": "m", "verdict": verdict, "reason": verdict, "scores": {},
+        "accuracy": None, "inputs": {"broken": False},
+    })
+
+
+def test_retrain_sensor_asks_once_and_rests(place: Path) -> None:
+    judge(place, "2025-01-06", "ok")
+    instance = dg.DagsterInstance.ephemeral()
+    with dg.build_sensor_context(instance=instance) as context:
+        assert not sensors.retrain_on_harm.evaluate_tick(context).run_requests
+    judge(place, "2025-01-13", "harm")
+    with dg.build_sensor_context(instance=instance) as context:
+        tick = sensors.retrain_on_harm.evaluate_tick(context)
+    [request] = tick.run_requests
+    assert request.run_key == "m:2025-01-13"
+    assert request.run_config["ops"]["collected"]["config"] == {
+        "dates": ["2025-01-13"], "key": "2025-01-13"
+    }
+    assert tick.cursor == "2025-01-13"
+    judge(place, "2025-01-20", "harm")
+    with dg.build_sensor_context(instance=instance, cursor=tick.cursor) as context:
+        assert not sensors.retrain_on_harm.evaluate_tick(context).run_requests
+
+
+def test_new_days_and_late_labels(place: Path) -> None:
+    for day in ("2025-01-06", "2025-01-07"):
+        (place / f"data/deploy/incoming/{day}").mkdir(parents=True)
+    (place / "data/deploy/predictions/date=2025-01-06").mkdir(parents=True)
+    labels = place / "data/deploy/labels/2025-01-06.csv"
+    labels.parent.mkdir()
+    labels.write_text("path,label\n")
+    instance = dg.DagsterInstance.ephemeral()
+    with dg.build_sensor_context(instance=instance, definitions=defs) as context:
+        [run] = sensors.new_day.evaluate_tick(context).run_requests
+    assert run.partition_key == "2025-01-07"
+    with dg.build_sensor_context(instance=instance, definitions=defs) as context:
+        first = sensors.late_labels.evaluate_tick(context)
+    assert [r.partition_key for r in first.run_requests] == ["2025-01-06"]
+    assert set(json.loads(first.cursor)) == {"2025-01-06"}
+    with dg.build_sensor_context(
+        instance=instance, cursor=first.cursor, definitions=defs
+    ) as context:
+        assert not sensors.late_labels.evaluate_tick(context).run_requests

@@ -1,0 +1,58 @@
+"""The page opens in a real browser, offline, without an error, and shows what there is."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ssl_core.config import Paths, load
+from ssl_core.stages import report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--enable-logging=stderr", "--v=0", "--window-size=1280,2400",
+)
+STAGES = ("ingest", "validate", "seed_embed", "curate", "shard", "pretrain", "embed", "evaluate",
+          "promote")
+
+
+def browse(page: Path, work: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={work / 'profile'}", *extra, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def test_page_says_what_is_missing(project: Path) -> None:
+    found = report.run(load(), Paths())
+    page = Path("reports/report.html").read_text()
+    assert "run `headwater ingest` first" in page
+    assert {"rejects", "training", "evaluation", "promotion"} <= set(found["empty_sections"])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_whole_page_in_a_browser(project: Path) -> None:
+    (project / "images/temple/broken.png").write_bytes(b"")
+    cfg, paths = load(), Paths()
+    for name in STAGES:
+        importlib.import_module(f"ssl_core.stages.{name}").run(cfg, paths)
+    found = report.run(cfg, paths)
+    assert set(found["empty_sections"]) == {"deployment"}
+    page = project / "reports/report.html"
+    text = page.read_text()
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+    done = browse(page, project, "--dump-dom")
+    assert "CONSOLE" not in done.stderr, done.stderr  # no script error, no refused resource
+    assert 'aria-current="true"' in done.stdout  # the page's own script ran
+    shown = ("Refused files", "Nearest neighbours", "Patch features", "linear probe", "Lineage")
+    for words in shown:
+        assert words in done.stdout
+    browse(page, project, f"--screenshot={project / 'page.png'}")
+    assert (project / "page.png").stat().st_size > 50_000
