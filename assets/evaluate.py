@@ -23,7 +23,7 @@ def _picture(results: pd.DataFrame) -> bytes:
 
 
 @dg.asset(group_name="model", kinds={"dvc", "scikitlearn"}, pool="gpu",
-          deps=["shard", "pretrain", "embed"])
+          deps=["ingest", "seed_embed", "shard", "pretrain", "embed"])
 def evaluate(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """kNN, linear probe and RankMe, per source and class frequency, with intervals."""
     version = run_stage(context, "evaluate")

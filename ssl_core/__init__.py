@@ -4,7 +4,7 @@ Layers, low to high (imports only go down, siblings do not import each other; ke
 ``tests/test_layers.py``)::
 
     errors types
-    config plugins artifacts dist progress
+    config plugins artifacts dist parallel progress
     images models augment shards losses
     sources methods evaluate drift curation report
     checkpoints registry train embed

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import models
@@ -23,6 +23,22 @@ INDEX = ["split", "key", "label", "group", "source"]
 
 
 @torch.inference_mode()
+def forward(
+    encoder: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Array:
+    """Pooled features of one batch: uint8 (B, 3, S, S) -> float32 (B, D)."""
+    dev = next(encoder.parameters()).device
+    x = models.preprocess(images.to(dev), mean, std).to(memory_format=torch.channels_last)
+    with torch.autocast(dev.type, torch.bfloat16, enabled=use_bf16("auto", dev)):
+        out = encoder(x)
+    return np.asarray(getattr(out, "pooled", out).float().cpu().numpy(), dtype=np.float32)
+
+
+def ready(encoder: nn.Module) -> nn.Module:
+    """On the device, in eval mode, in the memory format convolutions are fastest in."""
+    return encoder.to(device(), memory_format=torch.channels_last).eval()
+
+
 def compute(
     encoder: nn.Module, reader: ShardReader, mean: tuple[float, ...], std: tuple[float, ...],
     batch_size: int = 512,
@@ -31,15 +47,9 @@ def compute(
 
     ``encoder`` maps normalised (B, 3, S, S) to (B, D) or to an EncoderOutput with ``pooled``.
     """
-    dev = device()
-    encoder = encoder.to(dev).eval()
-    parts = []
-    for _, images in reader.sequential(batch_size):
-        x = models.preprocess(images.to(dev), mean, std)
-        with torch.autocast(dev.type, torch.bfloat16, enabled=use_bf16("auto", dev)):
-            out = encoder(x)
-        parts.append(getattr(out, "pooled", out).float().cpu().numpy())
-    return np.concatenate(parts)
+    encoder = ready(encoder)
+    batches = reader.sequential(batch_size)
+    return np.concatenate([forward(encoder, images, mean, std) for _, images in batches])
 
 
 def pixels(reader: ShardReader, side: int = 16) -> Array:
@@ -54,12 +64,11 @@ def pixels(reader: ShardReader, side: int = 16) -> Array:
 def baseline(name: str, shards: Path, cfg: Config, pretrain: Path) -> Array:
     """Features of a reference without our pretraining, rows as in shards/index.parquet.
 
-    ``random``: the same architecture untrained; ``pixels``; ``seed``: the curation encoder.
+    ``random``: the same architecture untrained; ``pixels``.
+
+    Raises:
+        ValueError: neither of these.
     """
-    if name == "seed":
-        reader = ShardReader(shards, None, cfg.seed_encoder.image_size)
-        module, mean, std = models.seed_encoder(cfg.seed_encoder.encoder)
-        return compute(module, reader, mean, std)
     meta = read_json(pretrain / "encoder.json")
     reader = ShardReader(shards, None, meta["image_size"])
     if name == "pixels":

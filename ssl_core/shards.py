@@ -11,14 +11,12 @@ import io
 import json
 import os
 import tarfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,9 +27,8 @@ from torch import Tensor
 
 from . import artifacts
 from .errors import HeadwaterError
+from .parallel import ordered_map
 
-A = TypeVar("A")
-B = TypeVar("B")
 Pixels = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 BLOCK = tarfile.BLOCKSIZE  # 512: a header, and the unit that data is padded to
@@ -39,27 +36,6 @@ COLUMNS = ("split", "shard", "key", "ext", "offset", "size", "label", "group", "
 WINDOW = 8  # shards whose samples are shuffled together: bounds how far reads spread
 CACHE_BYTES = 256 * 2**20
 WHITE = 255
-
-
-def ordered_map(
-    function: Callable[[A], B], items: Iterable[A], threads: int, ahead: int
-) -> Iterator[B]:
-    """Map in a thread pool, results in order, at most ``ahead`` + 1 items in flight.
-
-    An exception in a thread is raised where its result would have been. Closing the iterator
-    drops what has not begun and joins the threads.
-    """
-    pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="headwater")
-    waiting: deque[Future[B]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def canvas(pixels: Pixels, side: int) -> Pixels:

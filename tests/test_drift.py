@@ -452,7 +452,7 @@ def test_unsafe_keys_are_refused(arrived: Paths, key: str) -> None:
     assert not arrived.collected.exists()
 
 
-@pytest.mark.parametrize("name", ["../../../../evil.png", "a/../../evil.png", "a::b.png", "a\\b.png"])
+@pytest.mark.parametrize("name", ["../../../../evil.png", "a/../../x.png", "a::b.png", "a\\b.png"])
 def test_unsafe_paths_in_a_log_are_refused(arrived: Paths, name: str) -> None:
     file = arrived.predictions / f"date={DAY}/part-0.parquet"
     frame = pd.read_parquet(file)

@@ -227,6 +227,9 @@ def test_rankme_closed_forms() -> None:
     q, _ = np.linalg.qr(RNG(0).normal(size=(200, 16)))
     assert rankme.rankme(q) == pytest.approx(16, abs=1e-3)
     assert rankme.rankme(np.outer(np.arange(1, 50), np.ones(8))) == pytest.approx(1, abs=1e-4)
+    # What the paper's epsilon adds shows where many singular values are zero.
+    flat = np.exp(-(1 + 1e-7) * np.log1p(1e-7) - 399 * 1e-7 * np.log(1e-7))
+    assert rankme.rankme(np.ones((500, 400))) == pytest.approx(flat, abs=1e-6)
     # Two equal singular values and one half as large: shares 0.4, 0.4, 0.2.
     p = np.array([0.4, 0.4, 0.2]) + rankme.EPSILON
     want = np.exp(-(p * np.log(p)).sum())

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 CORE = ROOT / "ssl_core"
 LAYERS = [
     {"errors", "types"},
-    {"config", "plugins", "artifacts", "dist", "progress"},
+    {"config", "plugins", "artifacts", "dist", "parallel", "progress"},
     {"images", "models", "heads", "augment", "shards", "losses"},
     {"sources", "methods", "evaluate", "drift", "curation", "report"},
     {"checkpoints", "registry"},

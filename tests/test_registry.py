@@ -150,6 +150,17 @@ def test_after_a_rollback_history_goes_on_from_there(three: tuple[Path, list[str
     assert registry.rollback(folder, "bad too") == a
 
 
+def test_a_damaged_model_is_not_rolled_back_to(three: tuple[Path, list[str]]) -> None:
+    folder, (a, b, _) = three
+    for name in (a, b):
+        registry.promote(folder, name, {})
+    (folder / "models" / a / _head.META).unlink()
+    with pytest.raises(HeadwaterError, match="missing"):
+        registry.rollback(folder, "x")
+    assert registry.champion(folder) == b
+    assert len(read_lines(folder / registry.LOG)) == 2
+
+
 def test_an_empty_registry_cannot_roll_back(tmp_path: Path) -> None:
     with pytest.raises(HeadwaterError, match="has no champion"):
         registry.rollback(tmp_path, "why not")

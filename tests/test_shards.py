@@ -21,6 +21,7 @@ from ssl_core import models, shards
 from ssl_core.artifacts import sha256_file, write_json
 from ssl_core.config import Config, Paths, SeedEncoder, Shard
 from ssl_core.errors import HeadwaterError
+from ssl_core.parallel import ordered_map
 from ssl_core.shards import Sample, ShardReader
 from ssl_core.stages import seed_embed, shard
 
@@ -256,7 +257,7 @@ def test_batches_are_read_ahead_but_not_without_bound() -> None:
         begun.append(item)
         return item * item
 
-    stream = shards.ordered_map(work, iter(range(10_000)), threads=2, ahead=4)
+    stream = ordered_map(work, iter(range(10_000)), threads=2, ahead=4)
     assert [next(stream) for _ in range(3)] == [0, 1, 4]
     time.sleep(0.1)
     assert 5 <= len(begun) <= 7
@@ -270,7 +271,7 @@ def test_work_that_has_not_begun_is_dropped_at_the_close() -> None:
         begun.append(item)
         time.sleep(0.02)
 
-    stream = shards.ordered_map(work, range(100), threads=2, ahead=60)
+    stream = ordered_map(work, range(100), threads=2, ahead=60)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert len(begun) < 10

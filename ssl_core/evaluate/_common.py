@@ -173,10 +173,7 @@ def _rows(name: str, predicted: Labels, test: Embeddings, draws: int) -> list[Ro
 
 
 def unseen(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict) -> list[Row]:
-    """Leave one source out: fit on the other sources, test on the one left out.
-
-    Everything chosen on the way (standardisation, penalty) sees the other sources only.
-    """
+    """Leave one source out: fit on the other sources, test on the one left out."""
     names, count = np.unique(test.sources, return_counts=True)
     found = []
     for name in sorted(names[np.argsort(-count, kind="stable")][:SOURCES]):
@@ -188,11 +185,18 @@ def unseen(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict)
     return found
 
 
-def table(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict) -> list[Row]:
-    """All rows of a measure that names images. Rows without a label take no part."""
-    train, test = require_labels(train), labelled(test)
-    predicted = predict(train, test.features)
+def by_slice(
+    train: Embeddings, test: Embeddings, cfg: Evaluate, predicted: Labels
+) -> list[Row]:
+    """Rows of every slice for predictions (N,) of the labelled test rows."""
     found = []
     for name, mask in slices(train, test, cfg).items():
         found += _rows(name, predicted[mask], take(test, mask), cfg.bootstrap)
+    return found
+
+
+def table(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict) -> list[Row]:
+    """All rows of a measure that names images. Rows without a label take no part."""
+    train, test = require_labels(train), labelled(test)
+    found = by_slice(train, test, cfg, predict(train, test.features))
     return found + unseen(train, test, cfg, predict)

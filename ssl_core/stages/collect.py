@@ -56,8 +56,8 @@ def rows_of(cfg: Config, paths: Paths, date: str) -> pd.DataFrame:
     known = known.reindex(columns=["path", "label", "group"]).set_index("path")
     return pd.DataFrame({
         "ref": frame["path"], "sha256": frame["sha256"], "path": date + "/" + inside,
-        "label": inside.map(known["label"]).fillna(""),
-        "group": inside.map(known["group"]).fillna(""),
+        "label": inside.map(known["label"]).astype("str").fillna(""),
+        "group": inside.map(known["group"]).astype("str").fillna(""),
         "source": SOURCE, "captured_at": date,
     })
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from .. import embed, plugins
 from ..artifacts import atomic_dir, read_json, sha256_file, write_json, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..evaluate import _head, linear
+from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array, Embeddings
 
@@ -47,16 +50,19 @@ def predictions(head: _head.Head, test: Embeddings) -> pd.DataFrame:
 
 def measure(
     name: str, train: Embeddings, test: Embeddings, cfg: Config, report: Reporter
-) -> list[dict[str, Any]]:
-    """Rows of all measures for one encoder."""
-    rows = []
+) -> tuple[list[dict[str, Any]], _head.Head]:
+    """Rows of all measures for one encoder, and its linear head."""
+    rows, head = [], linear.fit(train)
     for kind in cfg.evaluate.measures:
-        found = plugins.load("evaluate", kind).run(train, test, cfg.evaluate)
+        if kind == "linear":  # the dearest fit is not made twice
+            found = linear.rows(head, train, test, cfg.evaluate)
+        else:
+            found = plugins.load("evaluate", kind).run(train, test, cfg.evaluate)
         rows += [{"encoder": name, "measure": kind, **row} for row in found]
         main = next(r for r in found if r["slice"] == "all")
         report.log(f"{name} {kind} {main['value']:.3f}", encoder=name, measure=kind,
                    value=main["value"])
-    return rows
+    return rows, head
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -69,11 +75,15 @@ def summary(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def features(cfg: Config, paths: Paths, whole: Embeddings, name: str) -> Array:
-    """Features (N, D) of one baseline, rows as in embeddings/.
+    """Features (N, D) of one encoder, rows as in embeddings/; the seed's were made for curation.
 
     Raises:
-        HeadwaterError: unknown baseline.
+        HeadwaterError: unknown baseline, or products that do not belong together.
     """
+    if name == OURS:
+        return whole.features
+    if name == "seed":
+        return seed_features(paths, whole)
     try:
         found = embed.baseline(name, paths.shards, cfg, paths.pretrain)
     except ValueError as error:
@@ -83,6 +93,52 @@ def features(cfg: Config, paths: Paths, whole: Embeddings, name: str) -> Array:
         rule = f"hold {len(found)} images and embeddings/ {len(whole)}"
         raise HeadwaterError(paths.shards, rule, "run stage embed again")
     return found
+
+
+def seed_features(paths: Paths, whole: Embeddings) -> Array:
+    """Rows of seed_embeddings/ by content: (N, D).
+
+    Raises:
+        HeadwaterError: an image of the shards is not in the manifest.
+    """
+    keys = pd.read_parquet(paths.manifest / "manifest.parquet", columns=["sha256"])["sha256"]
+    place = pd.Series(np.arange(len(keys)), keys)[~keys.duplicated().to_numpy()]
+    rows = place.reindex(whole.sha256)
+    if rows.isna().any():
+        rule = "does not hold every image of the shards"
+        raise HeadwaterError(paths.manifest, rule, "run `dvc repro`")
+    found: Array = np.load(paths.seed_embeddings / "embeddings.npy")[rows.to_numpy(np.int64)]
+    return found
+
+
+def _measure_all(
+    cfg: Config, paths: Paths, whole: Embeddings, is_train: NDArray[np.bool_], names: list[str],
+    report: Reporter, out: Path,
+) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
+    """Rows of all encoders, and what each one's head says of the test split; ours is saved.
+
+    Encoders are measured side by side, each on one BLAS thread: the products are too small for
+    threads to pay inside them.
+    """
+    from threadpoolctl import threadpool_limits
+
+    def one(item: tuple[str, Array]) -> tuple[str, list[dict[str, Any]], pd.DataFrame]:
+        name, own = item
+        both = embed.with_features(whole, own)
+        train, test = embed.rows(both, is_train), embed.rows(both, ~is_train)
+        found, head = measure(name, train, test, cfg, report)
+        if name == OURS:
+            _head.save(head, out)
+        return name, found, predictions(head, test)
+
+    everything = [(name, features(cfg, paths, whole, name)) for name in names]
+    rows, tables = [], {}
+    with report.bar(len(names), "encoders") as advance, threadpool_limits(1, user_api="blas"):
+        for name, found, told in ordered_map(one, everything, os.cpu_count() or 1, len(names)):
+            rows += found
+            tables[name] = told
+            advance()
+    return rows, tables
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
@@ -98,22 +154,11 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     whole = embed.load(paths.embeddings, None)
     is_train = (pd.read_parquet(paths.embeddings / "index.parquet")["split"] == "train").to_numpy()
     names = [OURS, *cfg.evaluate.baselines]
-    rows, others = [], []
     with Reporter("evaluate") as report, atomic_dir(paths.evaluation) as out:
-        with report.bar(len(names), "encoders") as advance:
-            for name in names:
-                own = whole.features if name == OURS else features(cfg, paths, whole, name)
-                both = embed.with_features(whole, own)
-                train, test = embed.rows(both, is_train), embed.rows(both, ~is_train)
-                rows += measure(name, train, test, cfg, report)
-                head = linear.fit(train)
-                told = predictions(head, test)
-                if name == OURS:
-                    told.to_parquet(out / "test_predictions.parquet", index=False)
-                    _head.save(head, out)
-                else:
-                    others.append(told.assign(encoder=name))
-                advance()
+        rows, tables = _measure_all(cfg, paths, whole, is_train, names, report, out)
+        told = tables.pop(OURS)
+        told.to_parquet(out / "test_predictions.parquet", index=False)
+        others = [table.assign(encoder=name) for name, table in tables.items()]
         empty = told.iloc[:0].assign(encoder=pd.Series(dtype="str"))
         pd.concat(others or [empty]).to_parquet(out / "baseline_predictions.parquet", index=False)
         table = pd.DataFrame(rows)[COLUMNS]
@@ -123,6 +168,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
                   "classes": len(np.unique(whole.labels[whole.labels >= 0]))}
         config = cfg.section("evaluate") | cfg.section("seed")
         inputs = {"shards": paths.shards, "pretrain": paths.pretrain,
-                  "embeddings": paths.embeddings}
+                  "embeddings": paths.embeddings, "manifest": paths.manifest,
+                  "seed_embeddings": paths.seed_embeddings}
         write_lineage(out, "evaluate", config, inputs, counts)
     return counts | summary(table)

@@ -19,8 +19,8 @@ from ..artifacts import atomic_dir, atomic_file, write_lineage
 from ..config import Config, Data, Paths
 from ..errors import HeadwaterError
 from ..images import Facts, Reject
+from ..parallel import ordered_map
 from ..progress import Reporter
-from ..shards import ordered_map
 from ..sources import Item
 
 COLUMNS = {

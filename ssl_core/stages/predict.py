@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from .. import images, models, registry
+from .. import embed, images, registry
 from ..artifacts import atomic_dir, sha256_json, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
+from ..parallel import ordered_map
 from ..progress import Reporter
 from ..registry import Model
-from ..shards import Pixels, canvas, ordered_map
-from ..train import device, use_bf16
-from ..types import Array
+from ..shards import Pixels, canvas
 from .monitor import partition, read_labels, relative
 
 REJECTS = ("path", "reason", "detail")
@@ -89,20 +87,11 @@ def read_all(refs: list[str], cfg: Config, root: Path, model: Model) -> Iterator
         yield batch
 
 
-@torch.inference_mode()
-def features(model: Model, pixels: Tensor) -> Array:
-    """uint8 (B, 3, S, S) -> float32 (B, D), as stage embed computes them."""
-    dev = device()
-    x = models.preprocess(pixels.to(dev), model.meta["mean"], model.meta["std"])
-    with torch.autocast(dev.type, torch.bfloat16, enabled=use_bf16("auto", dev)):
-        out = model.encoder.to(dev)(x)
-    return np.asarray(out.pooled.float().cpu().numpy(), dtype=np.float32)
-
-
 def name(model: Model, good: list[Seen]) -> pd.DataFrame:
     """Rows of the log for one batch of readable images."""
     stack = torch.from_numpy(np.stack([s.pixels for s in good if s.pixels is not None]))
-    found = features(model, stack)
+    mean, std = tuple(model.meta["mean"]), tuple(model.meta["std"])
+    found = embed.forward(model.encoder, stack, mean, std)
     prediction, confidence = model.head.predict(found)
     return pd.DataFrame({
         "path": [s.path for s in good], "sha256": [s.sha256 for s in good],
@@ -134,6 +123,7 @@ def serve(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The log and the rejects for all refs."""
     parts, rejects = [empty()], []
+    embed.ready(model.encoder)
     with report.bar(len(refs), "img") as advance:
         for batch in read_all(refs, cfg, paths.root, model):
             good = [s for s in batch if s.pixels is not None]

@@ -16,8 +16,9 @@ from .. import images, models
 from ..artifacts import atomic_dir, write_lineage
 from ..config import Config, Paths, SeedEncoder
 from ..errors import HeadwaterError
+from ..parallel import ordered_map
 from ..progress import Reporter
-from ..shards import Pixels, canvas, ordered_map
+from ..shards import Pixels, canvas
 from ..types import Array
 from ._gate import require_valid
 

@@ -13,20 +13,20 @@ from ..config import Arm, Config, Paths, Pretrain
 from ..progress import Reporter
 from ..shards import ShardReader
 from ..types import Array, Embeddings
+from . import evaluate
 
 MEASURES = ("knn", "linear")
 
 
-def _measure(cfg: Config, frame: Embeddings, split: Array, features: Array) -> dict[str, float]:
+def _measure(frame: Embeddings, split: Array, features: Array) -> dict[str, float]:
     """Accuracy on the whole test split for each measure."""
     whole = embed.with_features(frame, features)
-    train_set, test_set = (embed.rows(whole, split == name) for name in ("train", "test"))
+    known = whole.labels >= 0
+    train_set, test_set = (embed.rows(whole, known & (split == s)) for s in ("train", "test"))
     result = {}
     for measure in MEASURES:
-        rows = plugins.load("evaluate", measure).run(train_set, test_set, cfg.evaluate)
-        result[measure] = next(
-            r["value"] for r in rows if r["slice"] == "all" and r["metric"] == "accuracy"
-        )
+        named = plugins.load("evaluate", measure).predict(train_set, test_set.features)
+        result[measure] = float((named == test_set.labels).mean())
     return result
 
 
@@ -84,6 +84,17 @@ def _name(cfg: Config, arm: Arm) -> str:
     return arm.method if backbone == cfg.pretrain.backbone else f"{arm.method}, {backbone}"
 
 
+def _baseline(
+    cfg: Config, paths: Paths, frame: Embeddings, split: Array, name: str, draws: int
+) -> dict[str, Any]:
+    """Only random init has a seed; for it the encoder is drawn as often as arms are trained."""
+    scores = []
+    for seed in range(cfg.seed, cfg.seed + (draws if name == "random" else 1)):
+        features = evaluate.features(cfg.model_copy(update={"seed": seed}), paths, frame, name)
+        scores.append(_measure(frame, split, features))
+    return _summary(f"{name} (baseline)", scores)
+
+
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write reports/seeds.json: one row per method and baseline with mean and spread.
 
@@ -99,18 +110,12 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             name, scores = _name(cfg, arm), []
             for seed in range(cfg.seed, cfg.seed + arm.seeds):
                 features = _train_one(_variant(cfg, arm, seed), paths, report)
-                scores.append(_measure(cfg, frame, split, features))
+                scores.append(_measure(frame, split, features))
                 report.log(f"{name} seed {seed}: kNN {scores[-1]['knn']:.3f}, "
                            f"linear {scores[-1]['linear']:.3f}")
             rows.append(_summary(name, scores))
-        for name in cfg.evaluate.baselines:
-            draws = max(arm.seeds for arm in cfg.seeds.arms) if name == "random" else 1
-            scores = [
-                _measure(cfg, frame, split, embed.baseline(
-                    name, paths.shards, cfg.model_copy(update={"seed": cfg.seed + i}),
-                    paths.pretrain))
-                for i in range(draws)
-            ]
-            rows.append(_summary(f"{name} (baseline)", scores))
+        draws = max(arm.seeds for arm in cfg.seeds.arms)
+        rows += [_baseline(cfg, paths, frame, split, name, draws)
+                 for name in cfg.evaluate.baselines]
     write_json(paths.reports / "seeds.json", rows)
     return {r["name"]: f"knn {r['knn_mean']:.3f} linear {r['linear_mean']:.3f}" for r in rows}

@@ -15,6 +15,7 @@ from .. import images, shards
 from ..artifacts import atomic_dir, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
+from ..parallel import ordered_map
 from ..progress import Reporter
 from ..shards import Pixels, Sample
 
@@ -74,7 +75,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     frame = order(pd.read_parquet(paths.curated / "curated.parquet"))
     threads, side = os.cpu_count() or 1, cfg.shard.max_side
     with Reporter("shard") as report, atomic_dir(paths.shards) as out:
-        made = shards.ordered_map(
+        made = ordered_map(
             lambda row: make_sample(row, paths.root, side),
             frame.itertuples(index=False), threads, ahead=32 * threads,
         )
