@@ -7,11 +7,13 @@ are ordinary Dagster runs in the project's own instance: ``make ui`` shows them 
 
 from __future__ import annotations
 
+import logging
 import os
 import runpy
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +22,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from . import home
+from . import home, jobs
 
 FRESH = ("data/raw", "data/deploy", "data/truth", "data/products", "data/registry", "runs",
          "reports")
+
+QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 
 @dataclass
@@ -41,14 +45,23 @@ class Demo:
         seconds = time.monotonic() - self.began
         self.console.print(f"[dim]{seconds:5.0f} s[/]  [bold]{text}[/]", highlight=False)
 
-    def run(self, job: str, **kwargs: Any) -> Any:
+    def run(self, job: str, run_config: dict | None = None, **kwargs: Any) -> Any:
         """Execute a job of the definitions in this process; its stages run in their own."""
         from .definitions import defs
 
-        result = defs.get_job_def(job).execute_in_process(instance=self.instance, **kwargs)
+        result = defs.get_job_def(job).execute_in_process(
+            instance=self.instance, run_config=QUIET | (run_config or {}), **kwargs
+        )
         if not result.success:
             raise SystemExit(f"job {job} failed: see the log above, or `make ui`")
         return result
+
+
+def keys(names: tuple[str, ...]) -> list[Any]:
+    """Asset keys without the report, which the demo writes once, at the end."""
+    import dagster as dg
+
+    return [dg.AssetKey(name) for name in names if name != "report"]
 
 
 def unpack() -> None:
@@ -101,7 +114,8 @@ def sense(demo: Demo) -> bool:
     for request in found.run_requests or []:
         demo.asked.append(str(request.run_key))
         demo.say(f"sensor: retrain because of {request.run_key}")
-        demo.run("retrain", run_config=request.run_config, tags=dict(request.tags))
+        demo.run("retrain", request.run_config, tags=dict(request.tags),
+                 asset_selection=keys(("collected", *jobs.CHAIN)))
     return bool(found.run_requests)
 
 
@@ -168,9 +182,12 @@ def chain(demo: Demo) -> list[dict[str, Any]]:
     from ssl_core.config import Paths, load
     from ssl_core.stages import seeds
 
-    demo.run("chain")
-    demo.say("champion stands; now the same training over seeds and methods")
-    seeds.run(load(home.ROOT / "params.yaml"), Paths(home.ROOT))
+    demo.run("chain", asset_selection=keys(jobs.CHAIN))
+    demo.say("champion stands; now the same training with other seeds")
+    cfg = load(home.ROOT / "params.yaml")
+    own = tuple(arm for arm in cfg.seeds.arms if arm.method == cfg.pretrain.method)
+    arms = cfg.seeds.model_copy(update={"arms": own})
+    seeds.run(cfg.model_copy(update={"seeds": arms}), Paths(home.ROOT))
     return list(read_json(home.ROOT / "reports/seeds.json"))
 
 
@@ -205,6 +222,8 @@ def main() -> None:
     """Play the demonstration in the project's own Dagster instance."""
     import dagster as dg
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)
     home.prepare()
     os.chdir(home.ROOT)
     with dg.DagsterInstance.get() as instance:

@@ -36,7 +36,9 @@ def forward(
 
 def ready(encoder: nn.Module) -> nn.Module:
     """On the device, in eval mode, in the memory format convolutions are fastest in."""
-    return encoder.to(device(), memory_format=torch.channels_last).eval()
+    dev, form = device(), torch.channels_last  # the stub knows either, not both
+    moved: nn.Module = encoder.to(dev, memory_format=form)  # type: ignore[call-overload]
+    return moved.eval()
 
 
 def compute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ B = TypeVar("B")
 
 def ordered_map(
     function: Callable[[A], B], items: Iterable[A], threads: int, ahead: int
-) -> Iterator[B]:
+) -> Generator[B, None, None]:
     """Map in a thread pool, results in order, at most ``ahead`` + 1 items in flight.
 
     An exception in a thread is raised where its result would have been. Closing the iterator

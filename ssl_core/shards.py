@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -252,7 +252,7 @@ class ShardReader:
 
     def batches(
         self, batch_size: int, start: int = 0, steps: int | None = None
-    ) -> Iterator[tuple[Ints, Tensor]]:
+    ) -> Generator[tuple[Ints, Tensor], None, None]:
         """Yield ``steps`` batches (endless if None) of rows (B,) and images uint8 (B, 3, S, S).
 
         Batch k is a pure function of (seed, k, rank, world): ``start=k`` continues as if the
@@ -262,12 +262,12 @@ class ShardReader:
         numbers = count(start) if steps is None else range(start, start + steps)
         return self._stream(self.indices(step, batch_size) for step in numbers)
 
-    def sequential(self, batch_size: int) -> Iterator[tuple[Ints, Tensor]]:
+    def sequential(self, batch_size: int) -> Generator[tuple[Ints, Tensor], None, None]:
         """Yield all samples once, in index order; the last batch may be short."""
         rows = np.arange(len(self))
         return self._stream(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
 
-    def _stream(self, plan: Iterable[Ints]) -> Iterator[tuple[Ints, Tensor]]:
+    def _stream(self, plan: Iterable[Ints]) -> Generator[tuple[Ints, Tensor], None, None]:
         ahead = max(2, self.threads)
         return ordered_map(lambda rows: (rows, self._load(rows)), plan, self.threads, ahead)
 

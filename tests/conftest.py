@@ -57,14 +57,19 @@ def photo_tiles() -> list[tuple[str, np.ndarray]]:
     return found
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with ``images/<class>/*.png`` and params.yaml; it is the cwd."""
+def fill(folder: Path) -> None:
+    """``images/<class>/*.png`` and params.yaml."""
     for i, (name, tile) in enumerate(photo_tiles()[::2]):
-        path = tmp_path / "images" / name / f"{i:03d}.png"
+        path = folder / "images" / name / f"{i:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile).save(path)
-    (tmp_path / "params.yaml").write_text(TINY)
+    (folder / "params.yaml").write_text(TINY)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder; it is the cwd."""
+    fill(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -1,13 +1,44 @@
 """Configuration and the small helpers at the bottom."""
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ssl_core import artifacts, plugins
-from ssl_core.config import load
+from ssl_core.config import Config, load
 from ssl_core.errors import HeadwaterError
+
+OPTIONS = """
+seed
+data.sources data.test_fraction data.max_pixels data.min_side
+validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
+seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
+curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
+shard.max_bytes shard.max_side
+pretrain.method pretrain.options pretrain.backbone pretrain.backbone_args pretrain.image_size
+pretrain.crop_size pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay
+pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
+embed.image_size embed.batch_size
+evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
+promote.level promote.bootstrap promote.margin promote.first_baseline
+deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
+deploy.min_drop deploy.min_labels deploy.cooldown_days
+seeds.arms[].method seeds.arms[].seeds seeds.arms[].changes
+"""
+
+
+def dotted(schema: dict[str, Any], node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Every option of the JSON schema as section.key; ``[]`` stands for an entry of a list."""
+    for name, value in node["properties"].items():
+        key, inner = f"{prefix}{name}", value.get("items", value)
+        if "$ref" not in inner:
+            yield key
+            continue
+        part = schema["$defs"][inner["$ref"].rpartition("/")[2]]
+        yield from dotted(schema, part, f"{key}{'[]' if 'items' in value else ''}.")
 
 
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
@@ -24,6 +55,11 @@ def test_bad_value_names_value_and_place(tmp_path: Path) -> None:
 
 def test_repository_params_are_valid() -> None:
     load(Path(__file__).parent.parent / "params.yaml")
+
+
+def test_the_option_list_changes_only_on_purpose() -> None:
+    schema = Config.model_json_schema()
+    assert sorted(dotted(schema, schema)) == sorted(OPTIONS.split())
 
 
 def test_unknown_plugin_lists_the_choices() -> None:

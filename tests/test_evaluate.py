@@ -395,6 +395,20 @@ def test_without_a_second_group_there_is_no_interval() -> None:
 # ---- the stage ---------------------------------------------------------------------------------
 
 
+def write_curation(paths: Paths, features: np.ndarray, keys: pd.Series) -> None:
+    """A manifest in another order, with a file the shards lack and one listed twice; the seed's
+    features are the encoder's, turned round."""
+    order = RNG(7).permutation(len(keys))
+    names = pd.DataFrame({"sha256": [*keys[order], "dropped", keys[order[0]]]})
+    extra = np.zeros((2, features.shape[1]), np.float32)
+    for folder in (paths.manifest, paths.seed_embeddings):
+        folder.mkdir(parents=True)
+    names.to_parquet(paths.manifest / "manifest.parquet")
+    np.save(paths.seed_embeddings / "embeddings.npy", np.concatenate([-features[order], extra]))
+    write_lineage(paths.manifest, "manifest", {}, {}, {})
+    write_lineage(paths.seed_embeddings, "seed_embed", {}, {"manifest": paths.manifest}, {})
+
+
 @pytest.fixture
 def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """Embeddings of an imagined encoder and its baselines; no image is read."""
@@ -408,6 +422,7 @@ def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
         "group": [*train.groups, *test.groups], "source": [*train.sources, *test.sources],
     })
     table.loc[[3, 155], "label"] = None
+    write_curation(paths, features, table["key"])
     for folder in (paths.shards, paths.pretrain, paths.embeddings):
         folder.mkdir(parents=True)
     for folder, inputs in (
@@ -456,6 +471,18 @@ def test_the_saved_head_is_the_one_that_was_measured(products: Paths) -> None:
     first = {f.name: f.read_bytes() for f in products.evaluation.iterdir()}
     evaluate.run(Config.model_validate({"evaluate": {"bootstrap": 5, "baselines": []}}), products)
     assert {f.name: f.read_bytes() for f in products.evaluation.iterdir()} == first
+
+
+def test_the_seed_baseline_is_found_by_content(products: Paths) -> None:
+    whole = embed.load(products.embeddings, None)
+    found = evaluate.seed_features(products, whole)
+    np.testing.assert_array_equal(found, -whole.features)
+    cfg = Config.model_validate({"evaluate": {"bootstrap": 5, "baselines": ["seed"]}})
+    metrics = evaluate.run(cfg, products)
+    assert metrics["seed"]["knn"] == metrics["pretrained"]["knn"]  # mirrored: the same neighbours
+    stranger = replace(whole, sha256=np.r_[whole.sha256[:-1], ["stranger"]])
+    with pytest.raises(HeadwaterError, match="does not hold every image"):
+        evaluate.seed_features(products, stranger)
 
 
 def test_embeddings_of_another_encoder_are_refused(products: Paths) -> None:

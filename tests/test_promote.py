@@ -72,6 +72,13 @@ def write_shards(paths: Paths, sources: dict[str, tuple[str, ...]], groups: int 
     write_lineage(paths.shards, "shard", {}, {}, {})
 
 
+def write_curation(paths: Paths) -> None:
+    """Stands for the stages before the shards: evaluate notes where the seed's features are."""
+    for folder in (paths.manifest, paths.seed_embeddings):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_lineage(folder, folder.name, {}, {}, {})
+
+
 def write_encoder(paths: Paths, seed: int) -> None:
     torch.manual_seed(seed)
     meta = {"image_size": SIDE, "mean": [0.5] * 3, "std": [0.25] * 3, "method": "none"}
@@ -81,6 +88,7 @@ def write_encoder(paths: Paths, seed: int) -> None:
 
 def build(paths: Paths, sources: dict[str, tuple[str, ...]], seed: int, groups: int = 120) -> None:
     """Everything up to stage promote, with an untrained encoder."""
+    write_curation(paths)
     write_shards(paths, sources, groups)
     write_encoder(paths, seed)
     embed.run(CFG, paths)

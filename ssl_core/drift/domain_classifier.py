@@ -7,6 +7,8 @@ fitted sees held-out labels (PCA is fitted on all rows without labels), so the t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +28,8 @@ def reduce(pooled: Matrix) -> Matrix:
     values, vectors = np.linalg.eigh(centred.T @ centred / len(pooled))  # ascending
     live = values > max(values[-1], 0) * 1e-10
     scale = values[live][-DIMENSIONS:] ** 0.5
-    return (centred @ vectors[:, live][:, -DIMENSIONS:]) / scale
+    result: Matrix = (centred @ vectors[:, live][:, -DIMENSIONS:]) / scale
+    return result
 
 
 def halves(
@@ -48,7 +51,8 @@ def halves(
             sizes = [np.sum(labels[part] == k) for part in (learn, ~learn) for k in (0, 1)]
             if min(sizes) >= 2:
                 return learn
-    return rows % 2 == 0
+    odd_even: NDArray[np.bool_] = rows % 2 == 0
+    return odd_even
 
 
 def auc(ranks: Matrix, marks: Matrix) -> Matrix:
@@ -74,7 +78,7 @@ def score(
     x, y = subsample(*sides, LIMIT, rng)
     pooled = np.concatenate([x, y])
     labels = np.r_[np.zeros(len(x), np.int64), np.ones(len(y), np.int64)]
-    details = {
+    details: dict[str, Any] = {
         "reference_rows": len(x), "current_rows": len(y), "permutations": permutations,
         "subsampled": len(pooled) < sum(len(s) for s in sides),
     }

@@ -20,7 +20,7 @@ def squared_distances(x: Matrix) -> Matrix:
     """(N, D) -> (N, N), zero on the diagonal."""
     x = x - x.mean(axis=0)  # smaller numbers cancel less
     norms = np.einsum("nd,nd->n", x, x)
-    squared = np.maximum(norms[:, None] + norms[None, :] - 2 * x @ x.T, 0)
+    squared: Matrix = np.maximum(norms[:, None] + norms[None, :] - 2 * x @ x.T, 0)
     np.fill_diagonal(squared, 0)
     return squared
 

@@ -26,14 +26,15 @@ STEPS = 200
 TOLERANCE = 1e-5  # of the gradient's largest entry, in the scaled basis
 CHANGE = 1e-6  # of the loss in one step, relative; float32 can tell little less
 TEMPERATURES = (0.05, 20.0)
+DIRECTIONS = 512  # wider features are probed in their leading principal directions
 
 
 @dataclass(frozen=True)
 class Space:
     """Standardised features in the basis of their principal directions, and the way back.
 
-    The penalty does not change under the rotation. ``turn`` (D, D) holds directions in columns,
-    ``energy`` (D,) the mean square along each.
+    The penalty does not change under the rotation. ``turn`` (D, K) holds directions in columns,
+    ``energy`` (K,) the mean square along each; K is the least of D and ``DIRECTIONS``.
     """
 
     mean: Array
@@ -42,12 +43,12 @@ class Space:
     energy: Array
 
     def into(self, features: Array) -> Array:
-        """(N, D) -> (N, D + 1), the last column is 1."""
+        """(N, D) -> (N, K + 1), the last column is 1."""
         rotated = ((features - self.mean) / self.scale) @ self.turn
         return np.concatenate([rotated, np.ones((len(rotated), 1), np.float32)], axis=1)
 
     def back(self, weight: Array) -> tuple[Array, Array]:
-        """(C, D + 1) -> weight (C, D) and bias (C,) for raw features."""
+        """(C, K + 1) -> weight (C, D) and bias (C,) for raw features."""
         plain: Array = (weight[:, :-1] @ self.turn.T) / self.scale
         return plain, weight[:, -1] - plain @ self.mean
 
@@ -58,7 +59,7 @@ def space(features: Array) -> Space:
     scale = np.where(scale > 1e-6 * (1 + np.abs(mean)), scale, 1).astype(np.float32)
     x = (features - mean) / scale
     energy, turn = np.linalg.eigh(x.T @ x / len(x))  # it only guides the search: float32 will do
-    return Space(mean, scale, turn, energy.clip(0))
+    return Space(mean, scale, turn[:, -DIRECTIONS:], energy[-DIRECTIONS:].clip(0))
 
 
 def _objective(
@@ -162,7 +163,7 @@ def fit(train: Embeddings, strength: float | None = None) -> Head:
         if strength is None:
             strength, temperature, right = choose(known.features, target, known.groups)
         basis = space(known.features)
-        start = np.zeros((len(present), len(basis.mean) + 1), np.float32)
+        start = np.zeros((len(present), len(basis.energy) + 1), np.float32)
         weight = solve(basis.into(known.features), target, basis.energy, strength, start)
     about: dict[str, Any] = {
         "strength": strength, "images": len(known),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..types import Array
 from ._theme import ACCENT, BAD, GOOD, GRID, HUES, INK, MUTED, SOFT, WARM, short, styled
@@ -17,6 +18,8 @@ VERDICTS = {"ok": GOOD, "drift": WARM, "harm": BAD}
 TITLES = {"lr": "learning rate", "grad_norm": "gradient norm"}
 TOP = 10  # classes that get a colour of their own
 Figure = Any
+Matrix = NDArray[np.float64]
+Names = NDArray[np.str_]
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **kw: Any) -> Any:
@@ -28,13 +31,13 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **kw: 
     return figure, figure.subplots(rows, columns, squeeze=False, **kw)
 
 
-def smooth(values: Array, span: int) -> Array:
+def smooth(values: Matrix, span: int) -> Matrix:
     """Running mean (N,) over at most ``span`` values, centred; edges use what there is."""
     if span < 2 or len(values) < 3:
         return values
     window = np.ones(span)
     total = np.convolve(values, window, "same")
-    result: Array = total / np.convolve(np.ones(len(values)), window, "same")
+    result: Matrix = total / np.convolve(np.ones(len(values)), window, "same")
     return result
 
 
@@ -104,7 +107,7 @@ def clusters(before: Mapping[str, int], after: Mapping[str, int]) -> Figure:
     return figure
 
 
-def _coloured(axis: Any, points: Array, names: Array, title: str) -> None:
+def _coloured(axis: Any, points: Array, names: Names, title: str) -> None:
     """Scatter with the most frequent names coloured and the rest grey."""
     values, counts = np.unique(names.astype(str), return_counts=True)
     ranked = [str(values[i]) for i in np.argsort(-counts, kind="stable")]
@@ -140,7 +143,7 @@ def project(features: Array, seed: int = 0) -> tuple[Array, str]:
     return points, "t-SNE"
 
 
-def embedding_map(features: Array, labels: Array, sources: Array, seed: int = 0) -> Figure:
+def embedding_map(features: Array, labels: Names, sources: Names, seed: int = 0) -> Figure:
     """Two maps of features (N, D): coloured by class and by source."""
     points, kind = project(features, seed)
     with styled():

@@ -63,7 +63,7 @@ class Shards:
         self.folder = folder
         index = pd.read_parquet(folder / "index.parquet")
         self.places: dict[str, Any] = {
-            r.key: r for r in index[["key", "shard", "offset", "size"]].itertuples(index=False)
+            str(r.key): r for r in index[["key", "shard", "offset", "size"]].itertuples(index=False)
         }
 
     def get(self, key: str, side: int = SIDE) -> Pixels:

@@ -157,7 +157,7 @@ def retrieval(paths: Paths, seed: int) -> Section:
           "right": h.right, "cosine": h.cosine} for h in (query, *hits)]
         for query, hits in _select.retrieval(paths.embeddings, seed=seed)
     ]
-    signs = [cell["right"] for row in rows for cell in row[1:] if cell["right"] is not None]
+    signs = [bool(cell["right"]) for row in rows for cell in row[1:] if cell["right"] is not None]
     return {"rows": rows, "share": float(np.mean(signs)) if signs else None}
 
 

@@ -109,7 +109,8 @@ def patch_maps(
     encoder = models.load(pretrain).eval()
     if reader.side // encoder.stride < 4:
         return []
-    wanted, kept = {int(r) for r in rows}, {}
+    wanted = {int(r) for r in rows}
+    kept: dict[int, torch.Tensor] = {}
     for found, images in reader.sequential(128):
         kept |= {int(r): images[i] for i, r in enumerate(found) if int(r) in wanted}
     batch = torch.stack([kept[int(r)] for r in rows])  # (B, 3, S, S)
@@ -128,7 +129,8 @@ def principal_colours(patch: Array) -> Pixels:
     top = flat @ vectors[:, :-4:-1]  # the three largest
     low, high = np.percentile(top, [2, 98], axis=0)
     scaled = np.clip((top - low) / np.maximum(high - low, 1e-12), 0, 1)
-    return np.rint(scaled * 255).astype(np.uint8).reshape(*patch.shape[:3], 3)
+    result: Pixels = np.rint(scaled * 255).astype(np.uint8).reshape(*patch.shape[:3], 3)
+    return result
 
 
 def duplicates(

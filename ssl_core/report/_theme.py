@@ -23,7 +23,7 @@ HUES = (
     "#0e8a94", "#d9683c", "#6d6fd1", "#c9a227", "#3f9b5b", "#c5508f", "#4c8fd6", "#8a6b4f",
     "#9bbf3b", "#a05cc7", "#e08fa0", "#5f7f86",
 )
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {  # the stub allows no keys but its own literals
     "font.size": 9.5, "font.family": ["sans-serif"], "text.color": INK,
     "axes.labelcolor": SOFT, "axes.edgecolor": GRID, "axes.titlecolor": INK,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",

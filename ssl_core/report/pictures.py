@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..types import Array
 from . import _figures, _images, _select
+from ._figures import Names
 from ._theme import png
 
 
@@ -41,7 +42,7 @@ def intervals(rows: pd.DataFrame, title: str = "") -> bytes:
     return png(_figures.intervals(rows, title))
 
 
-def scatter(features: Array, labels: Array, sources: Array, seed: int = 0) -> bytes:
+def scatter(features: Array, labels: Names, sources: Names, seed: int = 0) -> bytes:
     """Map of features (N, D) with names (N,) of class and source."""
     return png(_figures.embedding_map(features, labels, sources, seed))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import images, models
-from ..artifacts import atomic_dir, write_lineage
+from ..artifacts import atomic_dir, atomic_file, sha256_json, write_lineage
 from ..config import Config, Paths, SeedEncoder
 from ..errors import HeadwaterError
 from ..parallel import ordered_map
@@ -67,13 +67,43 @@ def embed_all(refs: list[str], root: Path, cfg: SeedEncoder, report: Reporter) -
     """Features (N, D) of all refs in order."""
     module, mean, std = models.seed_encoder(cfg.encoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = module.eval().to(device, memory_format=torch.channels_last)
+    form = torch.channels_last
+    module = module.eval().to(device, memory_format=form)  # type: ignore[call-overload]
     parts: list[Array] = []
     with report.bar(len(refs), "img") as advance:
         for pixels in batches(refs, root, cfg):
             parts.append(features(module, mean, std, pixels))
             advance(len(pixels))
     return np.concatenate(parts)
+
+
+def cache(cfg: Config, paths: Paths) -> Path:
+    """Features of earlier runs; only for this encoder at this size."""
+    return paths.runs / f"seed-features-{sha256_json(cfg.section('seed_encoder'))[:12]}.npz"
+
+
+def recall(file: Path) -> dict[str, Array]:
+    """sha256 -> features (D,); nothing where the cache is absent or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(zip(stored["sha256"].tolist(), stored["features"], strict=True))
+    except Exception:  # a cache may only save time
+        return {}
+
+
+def with_cache(frame: pd.DataFrame, cfg: Config, paths: Paths, report: Reporter) -> Array:
+    """Features (N, D) in the frame's order; only content not seen before is embedded."""
+    file = cache(cfg, paths)
+    known = recall(file)
+    new = frame[~frame["sha256"].isin(known)].drop_duplicates("sha256")
+    if len(new):
+        made = embed_all(new["path"].tolist(), paths.root, cfg.seed_encoder, report)
+        known |= dict(zip(new["sha256"], made, strict=True))
+    features = np.stack([known[sha] for sha in frame["sha256"]])
+    with atomic_file(file) as temp, temp.open("wb") as stream:
+        np.savez(stream, sha256=frame["sha256"].to_numpy(str), features=features)
+    report.log(f"{len(frame) - len(new)} of {len(frame)} known from earlier runs")
+    return features
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
@@ -83,9 +113,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: validation failed, or an image changed since ingest.
     """
     require_valid(paths)
-    refs = pd.read_parquet(paths.manifest / "manifest.parquet", columns=["path"])["path"].tolist()
+    frame = pd.read_parquet(paths.manifest / "manifest.parquet", columns=["path", "sha256"])
     with Reporter("seed_embed") as report, atomic_dir(paths.seed_embeddings) as out:
-        found = embed_all(refs, paths.root, cfg.seed_encoder, report)
+        found = with_cache(frame, cfg, paths, report)
         np.save(out / "embeddings.npy", found)
         counts = {"images": len(found), "dimensions": found.shape[1]}
         inputs = {"manifest": paths.manifest, "validation": paths.validation}

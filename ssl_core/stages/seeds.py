@@ -47,7 +47,8 @@ def _is_product(cfg: Config, paths: Paths) -> bool:
 def _train_one(cfg: Config, paths: Paths, report: Reporter) -> Array:
     """Features (N, D) of one method and seed; checkpoints live beside the result until done."""
     if _is_product(cfg, paths):
-        return np.load(paths.embeddings / "features.npy")
+        found: Array = np.load(paths.embeddings / "features.npy")
+        return found
     key = sha256_json([cfg.section("pretrain"), cfg.seed, sha256_file(paths.shards / LINEAGE)])
     work = paths.runs / "seeds" / key[:12]
     cached = work.with_suffix(".npy")
@@ -55,10 +56,12 @@ def _train_one(cfg: Config, paths: Paths, report: Reporter) -> Array:
         work.mkdir(parents=True, exist_ok=True)
         method = train.fit(cfg, paths.shards, work, report)
         reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
-        features = embed.compute(method.encoder, reader, train.MEAN, train.STD)
+        encoder: Any = method.encoder
+        features = embed.compute(encoder, reader, train.MEAN, train.STD)
         embed.save_array(cached, features)
         shutil.rmtree(work)
-    return np.load(cached)
+    result: Array = np.load(cached)
+    return result
 
 
 def _summary(name: str, scores: list[dict[str, float]]) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def _summary(name: str, scores: list[dict[str, float]]) -> dict[str, Any]:
 
 def _variant(cfg: Config, arm: Arm, seed: int) -> Config:
     own = arm.method == cfg.pretrain.method
-    base = {} if own else {"options": {}, "lr": None, "weight_decay": None}
+    base: dict[str, Any] = {} if own else {"options": {}, "lr": None, "weight_decay": None}
     changed = cfg.section("pretrain") | base | {"method": arm.method} | arm.changes
     pretrain = Pretrain.model_validate(changed)
     return cfg.model_copy(update={"seed": seed, "pretrain": pretrain})
