@@ -267,6 +267,10 @@ class ShardReader:
         rows = np.arange(len(self))
         return self._stream(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
 
+    def take(self, rows: Ints) -> Tensor:
+        """The images of some rows (B,), uint8 (B, 3, S, S)."""
+        return self._load(np.asarray(rows, np.int64))
+
     def _stream(self, plan: Iterable[Ints]) -> Generator[tuple[Ints, Tensor], None, None]:
         ahead = max(2, self.threads)
         return ordered_map(lambda rows: (rows, self._load(rows)), plan, self.threads, ahead)

@@ -241,7 +241,8 @@ def serve(
     frame["path"] = frame["path"].str.replace(DAY, date)
     folder = paths.predictions / f"date={date}"
     folder.mkdir(parents=True, exist_ok=True)
-    frame.drop(columns="label").to_parquet(folder / "part-0.parquet", index=False)
+    unlabelled = frame.assign(label=pd.Series(pd.NA, frame.index, dtype="str"))  # as predict logs
+    unlabelled.to_parquet(folder / "part-0.parquet", index=False)
     bad = pd.DataFrame({"path": ["x"] * rejected, "reason": "empty", "detail": ""})
     bad.to_parquet(folder / "rejects.parquet", index=False)
     return frame

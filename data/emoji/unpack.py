@@ -33,6 +33,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 VENDORS, NEW_VENDOR = ("google", "twitter", "fluent"), "openmoji"
 SIDE = 64
+TONED = 0.2  # share of skin-tone variants taken: enough for near duplicates
 FUTURE = 0.35  # share of glyph groups kept out of data/raw: deployment shows them
 LABELLED, FLIPPED = 0.8, 0.04
 COPIES, REENCODED = 60, 60
@@ -40,7 +41,7 @@ CONFOUNDED, BORDER = "animals-nature/animal-mammal", (40, 90, 220)
 STABLE = [date(2025, 1, 6) + timedelta(weeks=w) for w in range(6)]
 SHIFTED = [date(2025, 2, 17) + timedelta(weeks=w) for w in range(3)]
 LATER = [date(2025, 3, 10) + timedelta(weeks=w) for w in range(3)]
-PER_DAY = {"stable": 250, "shifted": 600, "later": 190}
+PER_DAY = {"stable": 200, "shifted": 480, "later": 150}
 DEPLOY_LABELLED = 0.8
 
 Rng = np.random.Generator
@@ -236,6 +237,8 @@ def unpack(root: Path, share: float = 1.0, seed: int = 0) -> dict[str, int]:
     """Write everything below ``root``; ``share`` of the glyph groups are used."""
     table = pd.read_csv(HERE / "labels.csv", dtype={"code": str, "group": str})
     table = table[table["group"].map(lambda g: draw(f"share:{g}") < share)]
+    toned = table["code"].map(lambda c: draw(f"tone:{c}") < TONED)
+    table = table[(table["tone"] == 0) | toned]
     world = World(root, table, {v: read_tar(v) for v in (*VENDORS, NEW_VENDOR)},
                   np.random.default_rng(seed))
     for folder in ("data/raw", "data/deploy/incoming", "data/deploy/labels", "data/truth"):

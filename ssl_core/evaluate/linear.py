@@ -53,6 +53,18 @@ class Space:
         return plain, weight[:, -1] - plain @ self.mean
 
 
+    def start(self, head: Head | None, classes: tuple[str, ...]) -> Array:
+        """Where the search begins: (C, K + 1), a head's rows by class name, zero without one."""
+        out = np.zeros((len(classes), len(self.energy) + 1), np.float32)
+        place = {name: i for i, name in enumerate(head.classes)} if head else {}
+        for row, name in enumerate(classes):
+            if head and name in place:
+                weight = head.weight[place[name]]
+                out[row, :-1] = (weight * self.scale) @ self.turn
+                out[row, -1] = head.bias[place[name]] + weight @ self.mean
+        return out
+
+
 def space(features: Array) -> Space:
     """Statistics of the rows to fit on; constant dimensions are left as they are."""
     mean, scale = features.mean(axis=0), features.std(axis=0)
@@ -120,57 +132,61 @@ def _temperature(logits: Array, target: Labels) -> float:
     return float(np.exp(found.x))
 
 
-def choose(features: Array, target: Labels, groups: NDArray[np.str_]) -> tuple[float, float, float]:
-    """Penalty, temperature and accuracy on held-out groups of the training rows.
+def choose(known: Embeddings) -> Head:
+    """Penalty, temperature and accuracy on held-out groups of the labelled training rows.
+
+    Returned as the head that was best there, fitted on the other groups.
 
     Penalties are tried from strong to weak until accuracy falls; of equal ones the stronger
     stays. A class that only the held-out groups have counts as missed.
     """
-    out = _held_out(groups)
+    out = _held_out(known.groups)
+    features, target = known.features, known.labels
     present, own = np.unique(target[~out], return_inverse=True)
-    if len(np.unique(groups)) < LEAST or len(present) < 2:
-        return FALLBACK, 1.0, _common.NAN
+    names = tuple(known.classes[i] for i in present)
+    if len(np.unique(known.groups)) < LEAST or len(present) < 2:
+        nothing = np.zeros((len(present), features.shape[1]), np.float32)
+        return Head(nothing, nothing[:, 0], names, 1.0, {"strength": FALLBACK, "accuracy": None})
     basis = space(features[~out])
     x, test = basis.into(features[~out]), basis.into(features[out])
-    weight = np.zeros((len(present), x.shape[1]), np.float32)
-    best, best_logits, best_strength = -1.0, test, FALLBACK
+    weight = basis.start(None, names)
+    best, best_weight, best_strength = -1.0, weight, FALLBACK
     for strength in STRENGTHS:
         weight = solve(x, own, basis.energy, strength, weight)
-        logits = test @ weight.T
-        right = float((present[logits.argmax(1)] == target[out]).mean())
+        right = float((present[(test @ weight.T).argmax(1)] == target[out]).mean())
         if right < best:
             break
         if right > best:
-            best, best_logits, best_strength = right, logits, strength
-    known = np.isin(target[out], present)
-    place = np.searchsorted(present, target[out][known])
-    temperature = _temperature(best_logits[known], place) if known.any() else 1.0
-    return best_strength, temperature, best
+            best, best_weight, best_strength = right, weight, strength
+    seen = np.isin(target[out], present)
+    place = np.searchsorted(present, target[out][seen])
+    temperature = _temperature((test @ best_weight.T)[seen], place) if seen.any() else 1.0
+    about = {"strength": best_strength, "accuracy": best}
+    return Head(*basis.back(best_weight), names, temperature, about)
 
 
-def fit(train: Embeddings, strength: float | None = None) -> Head:
+def fit(train: Embeddings, near: Head | None = None) -> Head:
     """The probe of the labelled training rows: penalty chosen on held-out groups, then refitted.
 
-    With ``strength`` nothing is chosen, and the temperature stays 1.
+    With ``near``, a head of similar data, its penalty and temperature are taken, and the search
+    begins at its weights.
 
     Raises:
         HeadwaterError: labels of fewer than two classes.
     """
     known = _common.require_labels(train)
     present, target = np.unique(known.labels, return_inverse=True)
+    names = tuple(known.classes[i] for i in present)
     with _common.threads(known.features.size * len(present)):
-        temperature, right = 1.0, _common.NAN
-        if strength is None:
-            strength, temperature, right = choose(known.features, target, known.groups)
-        basis = space(known.features)
-        start = np.zeros((len(present), len(basis.energy) + 1), np.float32)
-        weight = solve(basis.into(known.features), target, basis.energy, strength, start)
+        guide = near or choose(known)
+        strength, basis = float(guide.about["strength"]), space(known.features)
+        x, start = basis.into(known.features), basis.start(guide, names)
+        weight = solve(x, target, basis.energy, strength, start)
     about: dict[str, Any] = {
         "strength": strength, "images": len(known),
-        "held_out_accuracy": None if np.isnan(right) else right,
+        "held_out_accuracy": guide.about.get("accuracy"),
     }
-    names = tuple(known.classes[i] for i in present)
-    return Head(*basis.back(weight), names, temperature, about)
+    return Head(*basis.back(weight), names, guide.temperature, about)
 
 
 def named(head: Head, train: Embeddings, features: Array) -> Labels:
@@ -191,10 +207,9 @@ def rows(head: Head, train: Embeddings, test: Embeddings, cfg: Evaluate) -> list
     The probes of the left-out sources take its penalty: one number, which a choice of their own
     would cost four more fits each.
     """
-    strength = float(head.about["strength"])
 
     def again(others: Embeddings, features: Array) -> Labels:
-        return named(fit(others, strength), others, features)
+        return named(fit(others, head), others, features)
 
     train, test = _common.require_labels(train), _common.labelled(test)
     found = _common.by_slice(train, test, cfg, named(head, train, test.features))

@@ -109,11 +109,7 @@ def patch_maps(
     encoder = models.load(pretrain).eval()
     if reader.side // encoder.stride < 4:
         return []
-    wanted = {int(r) for r in rows}
-    kept: dict[int, torch.Tensor] = {}
-    for found, images in reader.sequential(128):
-        kept |= {int(r): images[i] for i, r in enumerate(found) if int(r) in wanted}
-    batch = torch.stack([kept[int(r)] for r in rows])  # (B, 3, S, S)
+    batch = reader.take(rows)  # (B, 3, S, S)
     with torch.inference_mode():
         patch = encoder(models.preprocess(batch, meta["mean"], meta["std"])).patch
     colours = principal_colours(patch.float().numpy())

@@ -156,7 +156,7 @@ def accuracy(
     """
     if labels is None:
         return None
-    own = frame.assign(path=relative(frame["path"], cfg, date))
+    own = frame[["path", "prediction"]].assign(path=relative(frame["path"], cfg, date))
     joined = own.merge(labels[labels["label"] != ""], on="path", how="inner")
     known = reference["correct"].dropna().astype(float)
     if not len(joined) or not len(known):

@@ -91,8 +91,9 @@ def _baseline(
     cfg: Config, paths: Paths, frame: Embeddings, split: Array, name: str, draws: int
 ) -> dict[str, Any]:
     """Only random init has a seed; for it the encoder is drawn as often as arms are trained."""
-    scores = []
-    for seed in range(cfg.seed, cfg.seed + (draws if name == "random" else 1)):
+    own = read_json(paths.evaluation / "metrics.json")[name]  # the chain has measured this seed
+    scores = [{measure: float(own[measure]) for measure in MEASURES}]
+    for seed in range(cfg.seed + 1, cfg.seed + (draws if name == "random" else 1)):
         features = evaluate.features(cfg.model_copy(update={"seed": seed}), paths, frame, name)
         scores.append(_measure(frame, split, features))
     return _summary(f"{name} (baseline)", scores)
@@ -103,6 +104,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
 
     Equal data, steps and batch for all arms; a finished method and seed is not trained again.
     """
+    evaluate.require_current(paths.evaluation, shards=paths.shards, pretrain=paths.pretrain)
     reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
     classes = read_json(paths.shards / "index.json")["classes"]
     frame = embed.frame(reader.frame, classes)
