@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -102,7 +102,6 @@ class Pretrain(Section):
 class Embed(Section):
     """Frozen features of the train and test split."""
 
-    image_size: int = 64
     batch_size: int = 512
 
 
@@ -146,6 +145,7 @@ class Arm(Section):
     """One line of a comparison: a method over some seeds."""
 
     method: str
+    name: str = ""  # in tables; empty: the method and its backbone
     seeds: int = Field(default=1, ge=1)
     # What differs from section pretrain, e.g. {backbone: vit_tiny_patch16_224}. The options,
     # lr and weight decay of another method than pretrain.method start from its own defaults.
@@ -155,7 +155,9 @@ class Arm(Section):
 class Seeds(Section):
     """Is the gain real? What ``headwater seeds`` trains beside the baselines."""
 
-    arms: tuple[Arm, ...] = (Arm(method="simclr", seeds=3), Arm(method="dino"))
+    arms: tuple[Arm, ...] = Field(
+        default=(Arm(method="simclr", seeds=3), Arm(method="dino")), min_length=1
+    )
 
 
 class Config(Section):
@@ -186,6 +188,9 @@ def _explain(error: dict[str, Any], path: Path) -> HeadwaterError:
         return HeadwaterError(f"{where} = {error['input']!r}", error["msg"], f"edit {path}")
     node: Any = Config
     for part in error["loc"][:-1]:
+        if isinstance(part, int):  # an entry of a list
+            node = get_args(node)[0]
+            continue
         fields = {f.alias or n: f for n, f in node.model_fields.items()}
         node = fields[str(part)].annotation
     keys = [f.alias or n for n, f in node.model_fields.items()]

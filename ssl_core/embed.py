@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from . import models
 from .artifacts import atomic_file, read_json, write_json
-from .config import Config
+from .errors import HeadwaterError
 from .shards import ShardReader
 from .train import device, use_bf16
 from .types import Array, Embeddings
@@ -63,21 +64,20 @@ def pixels(reader: ShardReader, side: int = 16) -> Array:
     return np.concatenate(parts)
 
 
-def baseline(name: str, shards: Path, cfg: Config, pretrain: Path) -> Array:
-    """Features of a reference without our pretraining, rows as in shards/index.parquet.
+def baseline(name: str, reader: ShardReader, meta: dict[str, Any], seed: int) -> Array:
+    """Features of a reference without our pretraining, rows in the reader's order.
 
-    ``random``: the same architecture untrained; ``pixels``.
+    ``random``: the architecture of encoder.json (``meta``), untrained; ``pixels``.
 
     Raises:
-        ValueError: neither of these.
+        HeadwaterError: neither of these.
     """
-    meta = read_json(pretrain / "encoder.json")
-    reader = ShardReader(shards, None, meta["image_size"])
     if name == "pixels":
         return pixels(reader)
     if name != "random":
-        raise ValueError(f"baseline '{name}' is not one of random, pixels, seed")
-    torch.manual_seed(cfg.seed)
+        rule = "is not one of random, pixels, seed"
+        raise HeadwaterError(f"evaluate.baselines '{name}'", rule, "correct params.yaml")
+    torch.manual_seed(seed)
     encoder = models.create(meta["model_name"], meta["args"])
     return compute(encoder, reader, tuple(meta["mean"]), tuple(meta["std"]))
 

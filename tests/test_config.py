@@ -21,12 +21,12 @@ shard.max_bytes shard.max_side
 pretrain.method pretrain.options pretrain.backbone pretrain.backbone_args pretrain.image_size
 pretrain.crop_size pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
-embed.image_size embed.batch_size
+embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
 deploy.min_drop deploy.min_labels deploy.cooldown_days
-seeds.arms[].method seeds.arms[].seeds seeds.arms[].changes
+seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
 """
 
 

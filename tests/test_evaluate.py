@@ -410,7 +410,7 @@ def write_curation(paths: Paths, features: np.ndarray, keys: pd.Series) -> None:
 
 
 @pytest.fixture
-def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+def products(tmp_path: Path) -> Paths:
     """Embeddings of an imagined encoder and its baselines; no image is read."""
     paths = Paths(tmp_path)
     train, test = blobs(150, 0, sources=2), blobs(60, 1, sources=2, prefix="t")
@@ -431,9 +431,9 @@ def products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     ):
         if folder == paths.embeddings:
             embed.save(folder, features, table, [f"c{i}" for i in range(5)])
+            noise = RNG(5).normal(size=features.shape).astype(np.float32)
+            embed.save_array(folder / "random.npy", noise)
         write_lineage(folder, folder.name, {}, inputs, {})
-    noise = RNG(5).normal(size=features.shape).astype(np.float32)
-    monkeypatch.setattr(embed, "baseline", lambda name, *_: noise)
     return paths
 
 
@@ -491,12 +491,8 @@ def test_embeddings_of_another_encoder_are_refused(products: Paths) -> None:
         evaluate.run(Config(), products)
 
 
-def test_unknown_baselines_are_refused(
-    products: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(name: str, *_: object) -> None:
-        raise ValueError(f"baseline '{name}' is not one of random, pixels, seed")
-
-    monkeypatch.setattr(embed, "baseline", refuse)
-    with pytest.raises(HeadwaterError, match="not one of random"):
+def test_unknown_baselines_are_refused(products: Paths) -> None:
+    with pytest.raises(HeadwaterError, match="'magic': is not one of random, pixels, seed"):
+        embed.baseline("magic", None, {}, 0)  # type: ignore[arg-type]
+    with pytest.raises(HeadwaterError, match="'magic': is not among the features"):
         evaluate.run(Config.model_validate({"evaluate": {"baselines": ["magic"]}}), products)

@@ -11,18 +11,31 @@ from ..progress import Reporter
 from ..shards import ShardReader
 
 
+def made_here(cfg: Config) -> list[str]:
+    """Baselines computed beside the encoder, while the images are decoded; the seed's are there."""
+    return [name for name in cfg.evaluate.baselines if name != "seed"]
+
+
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write embeddings/: features.npy (N, D) with index.parquet."""
+    """Write embeddings/: features.npy (N, D) with index.parquet, and <baseline>.npy.
+
+    Raises:
+        HeadwaterError: an unknown baseline.
+    """
     meta = read_json(paths.pretrain / "encoder.json")
     encoder = models.load(paths.pretrain)
     reader = ShardReader(paths.shards, None, meta["image_size"])
     with Reporter("embed") as report, atomic_dir(paths.embeddings) as out:
         mean, std = tuple(meta["mean"]), tuple(meta["std"])
         features = embed.compute(encoder, reader, mean, std, cfg.embed.batch_size)
+        for name in made_here(cfg):
+            found = embed.baseline(name, reader, meta, cfg.seed)
+            embed.save_array(out / f"{name}.npy", found)
         classes = read_json(paths.shards / "index.json")["classes"]
         embed.save(out, features, reader.frame, classes)
         counts = {"images": len(features), "dimensions": features.shape[1]}
         inputs = {"shards": paths.shards, "pretrain": paths.pretrain}
-        write_lineage(out, "embed", cfg.section("embed"), inputs, counts)
+        config = cfg.section("embed") | cfg.section("seed") | {"baselines": made_here(cfg)}
+        write_lineage(out, "embed", config, inputs, counts)
         report.log(f"{counts['images']} images, {counts['dimensions']} dimensions")
     return counts

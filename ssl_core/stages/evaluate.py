@@ -74,24 +74,22 @@ def summary(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     return found
 
 
-def features(cfg: Config, paths: Paths, whole: Embeddings, name: str) -> Array:
+def features(paths: Paths, whole: Embeddings, name: str) -> Array:
     """Features (N, D) of one encoder, rows as in embeddings/; the seed's were made for curation.
 
     Raises:
-        HeadwaterError: unknown baseline, or products that do not belong together.
+        HeadwaterError: stage embed did not compute that baseline, or products that do not
+            belong together.
     """
     if name == OURS:
         return whole.features
     if name == "seed":
         return seed_features(paths, whole)
-    try:
-        found = embed.baseline(name, paths.shards, cfg, paths.pretrain)
-    except ValueError as error:
-        rule = f"is refused ({error})"
-        raise HeadwaterError("evaluate.baselines", rule, "correct params.yaml") from None
-    if len(found) != len(whole):
-        rule = f"hold {len(found)} images and embeddings/ {len(whole)}"
-        raise HeadwaterError(paths.shards, rule, "run stage embed again")
+    file = paths.embeddings / f"{name}.npy"
+    if not file.exists():
+        rule = "is not among the features of stage embed"
+        raise HeadwaterError(f"evaluate.baselines '{name}'", rule, "run stage embed again")
+    found: Array = np.load(file)
     return found
 
 
@@ -101,6 +99,7 @@ def seed_features(paths: Paths, whole: Embeddings) -> Array:
     Raises:
         HeadwaterError: an image of the shards is not in the manifest.
     """
+    require_current(paths.seed_embeddings, manifest=paths.manifest)
     keys = pd.read_parquet(paths.manifest / "manifest.parquet", columns=["sha256"])["sha256"]
     place = pd.Series(np.arange(len(keys)), keys)[~keys.duplicated().to_numpy()]
     rows = place.reindex(whole.sha256)
@@ -131,7 +130,7 @@ def _measure_all(
             _head.save(head, out)
         return name, found, predictions(head, test)
 
-    everything = [(name, features(cfg, paths, whole, name)) for name in names]
+    everything = [(name, features(paths, whole, name)) for name in names]
     rows, tables = [], {}
     with report.bar(len(names), "encoders") as advance, threadpool_limits(1, user_api="blas"):
         for name, found, told in ordered_map(one, everything, os.cpu_count() or 1, len(names)):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from .. import embed, plugins, train
 from ..artifacts import LINEAGE, read_json, sha256_file, sha256_json, write_json
 from ..config import Arm, Config, Paths, Pretrain
+from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..shards import ShardReader
 from ..types import Array, Embeddings
@@ -18,16 +22,31 @@ from . import evaluate
 MEASURES = ("knn", "linear")
 
 
-def _measure(frame: Embeddings, split: Array, features: Array) -> dict[str, float]:
-    """Accuracy on the whole test split for each measure."""
-    whole = embed.with_features(frame, features)
-    known = whole.labels >= 0
-    train_set, test_set = (embed.rows(whole, known & (split == s)) for s in ("train", "test"))
-    result = {}
-    for measure in MEASURES:
-        named = plugins.load("evaluate", measure).predict(train_set, test_set.features)
-        result[measure] = float((named == test_set.labels).mean())
-    return result
+@dataclass(frozen=True)
+class Bench:
+    """The images that every arm is measured on, decoded once."""
+
+    reader: ShardReader
+    rows: Embeddings  # without features
+    split: NDArray[np.str_]
+
+    def measure(self, features: Array) -> dict[str, float]:
+        """Accuracy on the whole labelled test split for each measure."""
+        whole = embed.with_features(self.rows, features)
+        known = whole.labels >= 0
+        parts = (embed.rows(whole, known & (self.split == s)) for s in ("train", "test"))
+        train_set, test_set = parts
+        result = {}
+        for measure in MEASURES:
+            named = plugins.load("evaluate", measure).predict(train_set, test_set.features)
+            result[measure] = float((named == test_set.labels).mean())
+        return result
+
+
+def _bench(cfg: Config, paths: Paths) -> Bench:
+    reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
+    classes = read_json(paths.shards / "index.json")["classes"]
+    return Bench(reader, embed.frame(reader.frame, classes), reader.frame["split"].to_numpy(str))
 
 
 def _is_product(cfg: Config, paths: Paths) -> bool:
@@ -44,21 +63,18 @@ def _is_product(cfg: Config, paths: Paths) -> bool:
     )
 
 
-def _train_one(cfg: Config, paths: Paths, report: Reporter) -> Array:
+def _train_one(cfg: Config, paths: Paths, bench: Bench, report: Reporter) -> Array:
     """Features (N, D) of one method and seed; checkpoints live beside the result until done."""
     if _is_product(cfg, paths):
-        found: Array = np.load(paths.embeddings / "features.npy")
-        return found
+        made: Array = np.load(paths.embeddings / "features.npy")
+        return made
     key = sha256_json([cfg.section("pretrain"), cfg.seed, sha256_file(paths.shards / LINEAGE)])
     work = paths.runs / "seeds" / key[:12]
     cached = work.with_suffix(".npy")
     if not cached.exists():
         work.mkdir(parents=True, exist_ok=True)
-        method = train.fit(cfg, paths.shards, work, report)
-        reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
-        encoder: Any = method.encoder
-        features = embed.compute(encoder, reader, train.MEAN, train.STD)
-        embed.save_array(cached, features)
+        encoder: Any = train.fit(cfg, paths.shards, work, report).encoder
+        embed.save_array(cached, embed.compute(encoder, bench.reader, train.MEAN, train.STD))
         shutil.rmtree(work)
     result: Array = np.load(cached)
     return result
@@ -75,52 +91,78 @@ def _summary(name: str, scores: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def _variant(cfg: Config, arm: Arm, seed: int) -> Config:
+    """The configuration of one training.
+
+    Raises:
+        HeadwaterError: ``changes`` that section pretrain does not know.
+    """
     own = arm.method == cfg.pretrain.method
     base: dict[str, Any] = {} if own else {"options": {}, "lr": None, "weight_decay": None}
     changed = cfg.section("pretrain") | base | {"method": arm.method} | arm.changes
-    pretrain = Pretrain.model_validate(changed)
+    try:
+        pretrain = Pretrain.model_validate(changed)
+        plugins.load("methods", arm.method).Config.model_validate(pretrain.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = f"changes of arm '{arm.method}': {'.'.join(map(str, first['loc']))}"
+        raise HeadwaterError(where, first["msg"], "mend seeds.arms in params.yaml") from None
     return cfg.model_copy(update={"seed": seed, "pretrain": pretrain})
 
 
 def _name(cfg: Config, arm: Arm) -> str:
+    """The arm's own name, else its method and what it changes."""
+    if arm.name:
+        return arm.name
     backbone = arm.changes.get("backbone", cfg.pretrain.backbone)
     return arm.method if backbone == cfg.pretrain.backbone else f"{arm.method}, {backbone}"
 
 
-def _baseline(
-    cfg: Config, paths: Paths, frame: Embeddings, split: Array, name: str, draws: int
-) -> dict[str, Any]:
+def _plan(cfg: Config) -> dict[str, list[Config]]:
+    """All trainings by arm, checked before the first begins.
+
+    Raises:
+        HeadwaterError: two arms of one name, or an arm that cannot be configured.
+    """
+    plan: dict[str, list[Config]] = {}
+    for arm in cfg.seeds.arms:
+        name = _name(cfg, arm)
+        if name in plan:
+            raise HeadwaterError(f"arm '{name}'", "is there twice", "give one of them a name")
+        plan[name] = [_variant(cfg, arm, cfg.seed + i) for i in range(arm.seeds)]
+    return plan
+
+
+def _baseline(cfg: Config, paths: Paths, bench: Bench, name: str, draws: int) -> dict[str, Any]:
     """Only random init has a seed; for it the encoder is drawn as often as arms are trained."""
     own = read_json(paths.evaluation / "metrics.json")[name]  # the chain has measured this seed
+    meta = read_json(paths.pretrain / "encoder.json")
     scores = [{measure: float(own[measure]) for measure in MEASURES}]
     for seed in range(cfg.seed + 1, cfg.seed + (draws if name == "random" else 1)):
-        features = evaluate.features(cfg.model_copy(update={"seed": seed}), paths, frame, name)
-        scores.append(_measure(frame, split, features))
+        scores.append(bench.measure(embed.baseline(name, bench.reader, meta, seed)))
     return _summary(f"{name} (baseline)", scores)
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write reports/seeds.json: one row per method and baseline with mean and spread.
 
-    Equal data, steps and batch for all arms; a finished method and seed is not trained again.
+    Equal data, steps and batch for all arms, one process each; a finished method and seed is not
+    trained again.
+
+    Raises:
+        HeadwaterError: stage evaluate has not run on these products, or bad arms.
     """
+    plan = _plan(cfg)
     evaluate.require_current(paths.evaluation, shards=paths.shards, pretrain=paths.pretrain)
-    reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
-    classes = read_json(paths.shards / "index.json")["classes"]
-    frame = embed.frame(reader.frame, classes)
-    split = reader.frame["split"].to_numpy()
-    rows = []
+    bench, rows = _bench(cfg, paths), []
     with Reporter("seeds") as report:
-        for arm in cfg.seeds.arms:
-            name, scores = _name(cfg, arm), []
-            for seed in range(cfg.seed, cfg.seed + arm.seeds):
-                features = _train_one(_variant(cfg, arm, seed), paths, report)
-                scores.append(_measure(frame, split, features))
-                report.log(f"{name} seed {seed}: kNN {scores[-1]['knn']:.3f}, "
+        for name, variants in plan.items():
+            scores = []
+            for variant in variants:
+                scores.append(bench.measure(_train_one(variant, paths, bench, report)))
+                report.log(f"{name} seed {variant.seed}: kNN {scores[-1]['knn']:.3f}, "
                            f"linear {scores[-1]['linear']:.3f}")
             rows.append(_summary(name, scores))
-        draws = max(arm.seeds for arm in cfg.seeds.arms)
-        rows += [_baseline(cfg, paths, frame, split, name, draws)
-                 for name in cfg.evaluate.baselines]
+        draws = max(len(variants) for variants in plan.values())
+        rows += [_baseline(cfg, paths, bench, n, draws) for n in cfg.evaluate.baselines]
     write_json(paths.reports / "seeds.json", rows)
     return {r["name"]: f"knn {r['knn_mean']:.3f} linear {r['linear_mean']:.3f}" for r in rows}
