@@ -60,7 +60,8 @@ def reproduce(name: str, force: bool = False) -> Any:
 
     for attempt in range(LOCK_TRIES):
         try:
-            with Repo(str(ROOT)) as repo:
+            # DVC resolves what lies in the repository against the working directory.
+            with contextlib.chdir(ROOT), Repo() as repo:
                 repo.reproduce(name, single_item=True, force=force)
                 return repo.stage.collect(name)[0]
         except LockError:
