@@ -10,8 +10,9 @@ from ._dvc import ROOT, counts, run_stage
 from ._pictures import picture
 
 
-@dg.asset(group_name="data", kinds={"dvc", "faiss"}, pool="io",
-          deps=["ingest", "validate", "seed_embed"])
+@dg.asset(
+    group_name="data", kinds={"dvc", "faiss"}, pool="io", deps=["ingest", "validate", "seed_embed"]
+)
 def curate(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Duplicates dropped, clusters balanced, groups split without leaks."""
     version = run_stage(context, "curate")

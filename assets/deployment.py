@@ -27,7 +27,8 @@ def predictions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
 def _result(verdict: dict) -> dg.AssetCheckResult:
     harm = verdict["verdict"] == "harm"
     return dg.AssetCheckResult(
-        passed=verdict["verdict"] == "ok", check_name="day_is_normal",
+        passed=verdict["verdict"] == "ok",
+        check_name="day_is_normal",
         severity=dg.AssetCheckSeverity.ERROR if harm else dg.AssetCheckSeverity.WARN,
         metadata={"verdict": verdict["verdict"], "reason": verdict["reason"]},
     )
@@ -41,7 +42,11 @@ def _numbers(verdict: dict) -> dict:
 
 
 @dg.asset(
-    group_name="deployment", kinds={"python"}, pool="io", partitions_def=DAYS, deps=[predictions],
+    group_name="deployment",
+    kinds={"python"},
+    pool="io",
+    partitions_def=DAYS,
+    deps=[predictions],
     check_specs=[dg.AssetCheckSpec("day_is_normal", asset="monitor")],
 )
 def monitor(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

@@ -22,8 +22,12 @@ def _picture(results: pd.DataFrame) -> bytes:
     return pictures.intervals(rows, "linear probe accuracy")
 
 
-@dg.asset(group_name="model", kinds={"dvc", "scikitlearn"}, pool="gpu",
-          deps=["ingest", "seed_embed", "shard", "pretrain", "embed"])
+@dg.asset(
+    group_name="model",
+    kinds={"dvc", "scikitlearn"},
+    pool="gpu",
+    deps=["ingest", "seed_embed", "shard", "pretrain", "embed"],
+)
 def evaluate(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """kNN, linear probe and RankMe, per source and class frequency, with intervals."""
     version = run_stage(context, "evaluate")

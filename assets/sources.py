@@ -9,7 +9,8 @@ from ssl_core.stages import collect
 from ._dvc import ROOT
 
 raw_images = dg.AssetSpec(
-    "raw_images", group_name="data",
+    "raw_images",
+    group_name="data",
     description="Folders, manifests, WebDatasets or S3 prefixes named in params.yaml data.sources.",
 )
 

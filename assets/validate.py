@@ -10,7 +10,9 @@ from ssl_core.config import Paths
 from ._dvc import ROOT, counts, run_stage
 
 CHECK = dg.AssetCheckSpec(
-    "data_is_valid", asset="validate", blocking=True,
+    "data_is_valid",
+    asset="validate",
+    blocking=True,
     description="No critical expectation failed. Limits: section 'validate' of params.yaml.",
 )
 
@@ -24,7 +26,10 @@ def _table(expectations: list[dict]) -> str:
 
 
 @dg.asset(
-    group_name="data", kinds={"dvc", "greatexpectations"}, pool="io", deps=["ingest"],
+    group_name="data",
+    kinds={"dvc", "greatexpectations"},
+    pool="io",
+    deps=["ingest"],
     check_specs=[CHECK],
 )
 def validate(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
@@ -38,9 +43,12 @@ def validate(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult
     yield dg.MaterializeResult(
         metadata={**counts(folder), "expectations": table},
         data_version=version,
-        check_results=[dg.AssetCheckResult(
-            passed=bool(report["success"]), check_name="data_is_valid",
-            severity=dg.AssetCheckSeverity.ERROR if critical else dg.AssetCheckSeverity.WARN,
-            metadata={"failed": len(failed), "expectations": table},
-        )],
+        check_results=[
+            dg.AssetCheckResult(
+                passed=bool(report["success"]),
+                check_name="data_is_valid",
+                severity=dg.AssetCheckSeverity.ERROR if critical else dg.AssetCheckSeverity.WARN,
+                metadata={"failed": len(failed), "expectations": table},
+            )
+        ],
     )

@@ -21,8 +21,20 @@ from assets import (
 
 from . import jobs, schedules, sensors
 
-modules = (sources, ingest, validate, seed_embed, curate, shard, pretrain, embed, evaluate, promote,
-           deployment, report)
+modules = (
+    sources,
+    ingest,
+    validate,
+    seed_embed,
+    curate,
+    shard,
+    pretrain,
+    embed,
+    evaluate,
+    promote,
+    deployment,
+    report,
+)
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(modules),

@@ -24,8 +24,15 @@ from rich.table import Table
 
 from . import home, jobs
 
-FRESH = ("data/raw", "data/deploy", "data/truth", "data/products", "data/registry", "runs",
-         "reports")
+FRESH = (
+    "data/raw",
+    "data/deploy",
+    "data/truth",
+    "data/products",
+    "data/registry",
+    "runs",
+    "reports",
+)
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
@@ -114,8 +121,12 @@ def sense(demo: Demo) -> bool:
     for request in found.run_requests or []:
         demo.asked.append(str(request.run_key))
         demo.say(f"sensor: retrain because of {request.run_key}")
-        demo.run("retrain", request.run_config, tags=dict(request.tags),
-                 asset_selection=keys(("collected", *jobs.CHAIN)))
+        demo.run(
+            "retrain",
+            request.run_config,
+            tags=dict(request.tags),
+            asset_selection=keys(("collected", *jobs.CHAIN)),
+        )
     return bool(found.run_requests)
 
 
@@ -130,12 +141,17 @@ def shadow(days: list[str], model: str) -> None:
 
 def methods_table(rows: list[dict[str, Any]]) -> Table:
     """Methods and baselines over seeds."""
-    table = Table("encoder", "seeds", "kNN", "linear probe",
-                  title="held-out glyphs, frozen features, accuracy in %")
+    table = Table(
+        "encoder",
+        "seeds",
+        "kNN",
+        "linear probe",
+        title="held-out glyphs, frozen features, accuracy in %",
+    )
     for row in rows:
         cells = [
-            f"{100 * row[f'{m}_mean']:.1f}" + (f" ± {100 * row[f'{m}_std']:.1f}"
-                                               if row["seeds"] > 1 else "")
+            f"{100 * row[f'{m}_mean']:.1f}"
+            + (f" ± {100 * row[f'{m}_std']:.1f}" if row["seeds"] > 1 else "")
             for m in ("knn", "linear")
         ]
         table.add_row(row["name"], str(row["seeds"]), *cells)
@@ -164,7 +180,8 @@ def deployment_table(demo: Demo, days: dict[str, list[str]], old: str) -> Table:
     new = registry.champion(home.ROOT / "data/registry") or "-"
     value = {}
     for name, folder, key, model in (
-        ("known vendors", live, "stable", old), ("new vendor appears", live, "shifted", old),
+        ("known vendors", live, "stable", old),
+        ("new vendor appears", live, "shifted", old),
         ("new vendor, without retraining", past, "later", old),
         ("new vendor, after retraining", live, "later", new),
     ):

@@ -1,6 +1,6 @@
 """DAGSTER_HOME inside the project: telemetry off, one job per pool at a time.
 
-    python -m pipelines.home
+python -m pipelines.home
 """
 
 from __future__ import annotations

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dagster as dg
 
-CHAIN = ("ingest", "validate", "seed_embed", "curate", "shard", "pretrain", "embed", "evaluate",
-         "promote", "report")
+CHAIN = (
+    "ingest",
+    "validate",
+    "seed_embed",
+    "curate",
+    "shard",
+    "pretrain",
+    "embed",
+    "evaluate",
+    "promote",
+    "report",
+)
 
 chain = dg.define_asset_job(
     "chain", selection=list(CHAIN), description="Raw images to (perhaps) a new champion."
 )
 retrain = dg.define_asset_job(
-    "retrain", selection=["collected", *CHAIN],
+    "retrain",
+    selection=["collected", *CHAIN],
     description="Take deployment images in, then the whole chain. Asked for by a sensor.",
 )
 deployment = dg.define_asset_job(
-    "deployment", selection=["predictions", "monitor"],
+    "deployment",
+    selection=["predictions", "monitor"],
     description="Serve the champion over one day and judge the day.",
 )
 remonitor = dg.define_asset_job(

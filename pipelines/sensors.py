@@ -35,8 +35,9 @@ def ask(cursor: str | None) -> tuple[trigger.Request | None, str]:
     return found, found.key.rpartition(":")[2] if found else cursor or ""
 
 
-@dg.sensor(job=jobs.retrain, minimum_interval_seconds=60,
-           default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(
+    job=jobs.retrain, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
+)
 def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """One retraining when labels prove that the champion has lost accuracy."""
     request, cursor = ask(context.cursor)
@@ -44,7 +45,8 @@ def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
         return dg.SkipReason("No proven harm to the champion outside the cooldown.")
     context.log.info("%s: %s", request.key, request.reason)
     run = dg.RunRequest(
-        run_key=request.key, run_config=run_config(request),
+        run_key=request.key,
+        run_config=run_config(request),
         tags={"headwater/cause": request.key, "headwater/days": ",".join(request.dates)},
     )
     return dg.SensorResult(run_requests=[run], cursor=cursor)

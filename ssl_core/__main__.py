@@ -34,7 +34,9 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 DEFAULT = Path("params.yaml")
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Own a self-supervised vision backbone: curate, pretrain, evaluate, promote, watch, "
     "retrain.\n\nExamples:\n\n    headwater ingest -s 'data.sources=[\"my/images\"]'\n\n"
@@ -79,7 +81,10 @@ Date = Annotated[str, typer.Argument(help="partition, YYYY-MM-DD")]
 
 @app.command()
 def predict(
-    date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False,
+    date: Date,
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
     model: Annotated[
         str, typer.Option(help="id of a model in the registry, for a shadow run beside the log")
     ] = "",
@@ -89,9 +94,7 @@ def predict(
 
 
 @app.command()
-def monitor(
-    date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False
-) -> None:
+def monitor(date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
     """Compare one day with the reference: drift, and harm where labels have come."""
     _print(_stage("monitor").run(_config(params, set_), Paths(), date), as_json)
 
@@ -100,7 +103,9 @@ def monitor(
 def collect(
     key: Annotated[str, typer.Argument(help="name of the new source folder")],
     dates: Annotated[list[str], typer.Argument(help="partitions to take, YYYY-MM-DD ...")],
-    params: Params = DEFAULT, set_: Set = None, as_json: Json = False,
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
 ) -> None:
     """Take deployment images into the training data, for retraining."""
     _print(_stage("collect").run(_config(params, set_), Paths(), dates, key), as_json)
@@ -129,12 +134,15 @@ def rollback(reason: Annotated[str, typer.Argument(help="why; kept in the log")]
 
 @app.command("config")
 def show_config(
-    params: Params = DEFAULT, set_: Set = None,
+    params: Params = DEFAULT,
+    set_: Set = None,
     schema: Annotated[bool, typer.Option(help="print the JSON schema for editors")] = False,
 ) -> None:
     """Show the whole configuration with defaults."""
-    value = Config.model_json_schema() if schema else _config(params, set_).model_dump(
-        mode="json", by_alias=True
+    value = (
+        Config.model_json_schema()
+        if schema
+        else _config(params, set_).model_dump(mode="json", by_alias=True)
     )
     print(json.dumps(value, indent=1))
 

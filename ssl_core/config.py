@@ -84,7 +84,11 @@ class Pretrain(Section):
     backbone: str = "vit_tiny_patch16_224"
     # Keyword arguments of timm.create_model.
     backbone_args: dict[str, Any] = {
-        "img_size": 64, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3,
+        "img_size": 64,
+        "patch_size": 8,
+        "embed_dim": 192,
+        "depth": 6,
+        "num_heads": 3,
     }
     image_size: int = 64  # what the reader hands out and the exported encoder expects
     crop_size: int = 64  # global view; methods derive local views from it

@@ -43,7 +43,10 @@ def ready(encoder: nn.Module) -> nn.Module:
 
 
 def compute(
-    encoder: nn.Module, reader: ShardReader, mean: tuple[float, ...], std: tuple[float, ...],
+    encoder: nn.Module,
+    reader: ShardReader,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     batch_size: int = 512,
 ) -> Array:
     """Pooled features of all samples in the reader's order: (N, D) float32.
@@ -102,8 +105,12 @@ def frame(table: pd.DataFrame, classes: list[str]) -> Embeddings:
     codes = pd.Categorical(names["label"], categories=classes).codes
     text = names[["sha256", "group", "source"]].astype(str)
     return Embeddings(
-        np.zeros((len(names), 0), np.float32), codes.astype(np.int64), tuple(classes),
-        text["sha256"].to_numpy(str), text["group"].to_numpy(str), text["source"].to_numpy(str),
+        np.zeros((len(names), 0), np.float32),
+        codes.astype(np.int64),
+        tuple(classes),
+        text["sha256"].to_numpy(str),
+        text["group"].to_numpy(str),
+        text["source"].to_numpy(str),
     )
 
 
@@ -116,7 +123,11 @@ def rows(embeddings: Embeddings, mask: NDArray[np.bool_]) -> Embeddings:
     """The rows where ``mask`` (N,) is true."""
     e = embeddings
     return Embeddings(
-        e.features[mask], e.labels[mask], e.classes, e.sha256[mask], e.groups[mask],
+        e.features[mask],
+        e.labels[mask],
+        e.classes,
+        e.sha256[mask],
+        e.groups[mask],
         e.sources[mask],
     )
 

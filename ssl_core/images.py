@@ -44,9 +44,13 @@ BOXES = (b"ftyp", b"jP  ")  # at byte 4 of AVIF and JPEG 2000
 CUT = re.compile(r"truncated|\bEOF\b|only got|not enough", re.IGNORECASE)  # Pillow's words for it
 ORIENTATION = 0x0112
 TURNS = {  # EXIF orientation -> what undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 # The header is judged by this module's own limit, before any pixel; Pillow's would only warn.
@@ -115,8 +119,11 @@ def _reasons() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        known = {errno.ENOENT: "missing-file", errno.ENOTDIR: "missing-file",
-                 errno.ELOOP: "symlink-loop"}
+        known = {
+            errno.ENOENT: "missing-file",
+            errno.ENOTDIR: "missing-file",
+            errno.ELOOP: "symlink-loop",
+        }
         text = error.strerror or "cannot be read"
         raise Reject(known.get(error.errno or 0, "unreadable"), text) from None
 
@@ -197,7 +204,9 @@ def _client(endpoint: str, region: str) -> Any:
     from botocore.config import Config
 
     config = Config(
-        connect_timeout=5, read_timeout=30, max_pool_connections=32,
+        connect_timeout=5,
+        read_timeout=30,
+        max_pool_connections=32,
         retries={"max_attempts": 3, "mode": "standard"},
     )
     session = boto3.session.Session()  # the default session is not safe among threads

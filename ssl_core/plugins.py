@@ -30,7 +30,8 @@ def load(kind: str, name: str) -> ModuleType:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise HeadwaterError(
-            f"{kind} '{name}'", f"is not one of {', '.join(known)}",
+            f"{kind} '{name}'",
+            f"is not one of {', '.join(known)}",
             f"{hint}set the name in params.yaml or add ssl_core/{kind}/{name}.py",
         )
     return importlib.import_module(f"ssl_core.{kind}.{name}")

@@ -67,7 +67,9 @@ class Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self.emit("end" if error is None else "error", seconds=time.monotonic() - self.started)
@@ -91,8 +93,11 @@ class Reporter:
         """
         live = self.console.is_terminal and not self.quiet
         columns = (
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, disable=not live) as progress:
@@ -104,8 +109,14 @@ class _Advance:
     """Counts work and shows it: a live bar, or a line now and then."""
 
     def __init__(
-        self, reporter: Reporter, progress: Progress, task: TaskID, total: int, unit: str,
-        done: int, live: bool,
+        self,
+        reporter: Reporter,
+        progress: Progress,
+        task: TaskID,
+        total: int,
+        unit: str,
+        done: int,
+        live: bool,
     ) -> None:
         self.reporter, self.progress, self.task = reporter, progress, task
         self.total, self.unit, self.live = total, unit, live

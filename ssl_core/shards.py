@@ -122,7 +122,9 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._close_shard()
@@ -132,10 +134,19 @@ class ShardWriter:
         about = sample.about()
         shard = self._shard_for(sample, about)
         offset = shard.add(sample, about)
-        self.rows.append((
-            sample.split, shard.path.name, sample.key, sample.ext, offset, len(sample.image),
-            sample.label, sample.group, sample.source,
-        ))
+        self.rows.append(
+            (
+                sample.split,
+                shard.path.name,
+                sample.key,
+                sample.ext,
+                offset,
+                len(sample.image),
+                sample.label,
+                sample.group,
+                sample.source,
+            )
+        )
 
     def _shard_for(self, sample: Sample, about: bytes) -> _Shard:
         same = self.open is not None and sample.split == self.split
@@ -205,8 +216,15 @@ class ShardReader:
     """
 
     def __init__(
-        self, folder: Path, split: str | None, image_size: int, seed: int = 0,
-        rank: int = 0, world: int = 1, threads: int = 2, cache_bytes: int = CACHE_BYTES,
+        self,
+        folder: Path,
+        split: str | None,
+        image_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        threads: int = 2,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         _known_shards(folder)
         self.folder, self.side, self.seed = folder, image_size, seed

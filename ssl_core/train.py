@@ -165,7 +165,8 @@ def _note_bad(run: Run, step: int, indices: Any, bad: int) -> None:
     append_line(run.work / "bad_steps.jsonl", {"step": step, "samples": keys})
     if bad >= BAD_STEPS:
         raise HeadwaterError(
-            f"loss or gradient at step {step}", f"was not finite {bad} times in a row",
+            f"loss or gradient at step {step}",
+            f"was not finite {bad} times in a row",
             "lower pretrain.lr (or raise pretrain.warmup, or set pretrain.precision: fp32); "
             f"the samples are listed in {run.work / 'bad_steps.jsonl'}",
         )
@@ -187,8 +188,9 @@ def _loop(run: Run, report: Reporter) -> None:
     per_step = p.batch_size * dist.world()
     bad = 0
     batches = run.reader.batches(p.batch_size, start, run.steps - start)
-    with report.bar(run.steps * per_step, "img", start * per_step) as advance, contextlib.closing(
-        batches
+    with (
+        report.bar(run.steps * per_step, "img", start * per_step) as advance,
+        contextlib.closing(batches),
     ):
         for step, (indices, images) in enumerate(batches, start):
             loss, metrics = _forward(run, model, images, step)
@@ -222,7 +224,9 @@ def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
 def export(method: nn.Module, cfg: Config, folder: Path) -> None:
     """Write encoder.safetensors and encoder.json."""
     meta = {
-        "image_size": cfg.pretrain.image_size, "mean": list(MEAN), "std": list(STD),
+        "image_size": cfg.pretrain.image_size,
+        "mean": list(MEAN),
+        "std": list(STD),
         "method": cfg.pretrain.method,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,15 +239,24 @@ def launch(cfg: Config, shards: Path, work: Path, processes: int) -> None:
     Raises:
         HeadwaterError: a rank failed.
     """
-    write_json(work / "job.json", {"config": cfg.model_dump(mode="json", by_alias=True),
-                                   "shards": str(shards)})
+    write_json(
+        work / "job.json",
+        {"config": cfg.model_dump(mode="json", by_alias=True), "shards": str(shards)},
+    )
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", "-m", "ssl_core.train", str(work),
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "ssl_core.train",
+        str(work),
     ]
     if (code := subprocess.call(command)) != 0:
         raise HeadwaterError(
-            f"torchrun with {processes} processes", f"ended with exit code {code}",
+            f"torchrun with {processes} processes",
+            f"ended with exit code {code}",
             "read the rank's traceback above; run again to continue from the last checkpoint",
         )
 

@@ -40,8 +40,13 @@ def shell(*command: str, cwd: Path, check: bool = True, **env: str) -> str:
     """Run a program of this environment and return what it printed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=400,
-        env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | env, check=False,
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | env,
+        check=False,
     )
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -50,8 +55,14 @@ def shell(*command: str, cwd: Path, check: bool = True, **env: str) -> str:
 def dagster(place: Path, check: bool = True) -> str:
     script = place.parent / "chain.py"
     script.write_text(DAGSTER)
-    return shell(sys.executable, str(script), cwd=ROOT, check=check, HEADWATER_ROOT=str(place),
-                 DAGSTER_HOME=str(place / ".dagster_home"))
+    return shell(
+        sys.executable,
+        str(script),
+        cwd=ROOT,
+        check=check,
+        HEADWATER_ROOT=str(place),
+        DAGSTER_HOME=str(place / ".dagster_home"),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,17 @@ TIGHT = Curate(near_cosine=0.985, near_hamming=6)  # the defaults are for the se
 def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """A curated frame before any step; what a row leaves out gets a plain default."""
     base: dict[str, Any] = {
-        "label": None, "source": "s", "width": 8, "height": 8, "phash": "0" * 16, "format": "PNG",
-        "dup_group": -1, "dup_of": None, "cluster": -1, "split": "train", "keep": True,
+        "label": None,
+        "source": "s",
+        "width": 8,
+        "height": 8,
+        "phash": "0" * 16,
+        "format": "PNG",
+        "dup_group": -1,
+        "dup_of": None,
+        "cluster": -1,
+        "split": "train",
+        "keep": True,
         "reason": "",
     }
     made = []
@@ -77,12 +86,15 @@ def test_equal_values_are_chained_and_nulls_are_not() -> None:
 
 
 def test_exact_keeps_the_labelled_copy_and_ignores_rows_already_out() -> None:
-    frame = frame_of([
-        {"sha256": "a", "path": "0"}, {"sha256": "a", "path": "2", "label": "cat"},
-        {"sha256": "b", "path": "3"}, {"sha256": "b", "path": "4", "keep": False,
-                                       "reason": "quarantine"},
-        {"sha256": "a", "path": "1", "label": "dog"},
-    ])
+    frame = frame_of(
+        [
+            {"sha256": "a", "path": "0"},
+            {"sha256": "a", "path": "2", "label": "cat"},
+            {"sha256": "b", "path": "3"},
+            {"sha256": "b", "path": "4", "keep": False, "reason": "quarantine"},
+            {"sha256": "a", "path": "1", "label": "dog"},
+        ]
+    )
     out = exact.apply(frame, NO_FEATURES, Curate(), 0)
     assert out["keep"].tolist() == [False, False, True, False, True]
     assert out["reason"].tolist() == ["duplicate-exact"] * 2 + ["", "quarantine", ""]
@@ -114,10 +126,15 @@ def copies(image: Image.Image) -> list[Image.Image]:
 
 def described(images: list[Image.Image]) -> tuple[pd.DataFrame, np.ndarray]:
     """Frame and features: centred 12 x 12 thumbnails stand for the seed encoder."""
-    rows = [{
-        "width": i.width, "height": i.height, "phash": str(imagehash.phash(i)),
-        "sha256": hashlib.sha256(i.tobytes()).hexdigest(),
-    } for i in images]
+    rows = [
+        {
+            "width": i.width,
+            "height": i.height,
+            "phash": str(imagehash.phash(i)),
+            "sha256": hashlib.sha256(i.tobytes()).hexdigest(),
+        }
+        for i in images
+    ]
     small = [np.asarray(i.resize((12, 12), Image.Resampling.BOX), dtype=np.float32) for i in images]
     return frame_of(rows), np.stack(small).reshape(len(images), -1) / 255 - 0.7
 
@@ -163,9 +180,10 @@ def test_pairs_equal_brute_force_and_the_inverted_file_agrees(
     unit = near.normalise(features)
     bits = near.phash_bits(frame["phash"])
     expected = {
-        (i, j) for i, j in itertools.combinations(range(len(frame)), 2)
-        if features[i] @ features[j] >= 0.9 * np.linalg.norm(features[i])
-        * np.linalg.norm(features[j])
+        (i, j)
+        for i, j in itertools.combinations(range(len(frame)), 2)
+        if features[i] @ features[j]
+        >= 0.9 * np.linalg.norm(features[i]) * np.linalg.norm(features[j])
         and (int(frame["phash"][i], 16) ^ int(frame["phash"][j], 16)).bit_count() <= 16
     }
     monkeypatch.setattr(near, "BLOCK", 7)
@@ -266,8 +284,9 @@ def test_the_remainder_is_shared_by_chance_and_by_seed() -> None:
 def blobs(sizes: tuple[int, ...], seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
     rng = np.random.default_rng(seed)
     centres = np.eye(len(sizes), 8) * 10
-    features = np.concatenate([c + rng.normal(0, 0.3, (n, 8)) for c, n in zip(
-        centres, sizes, strict=True)]).astype(np.float32)
+    features = np.concatenate(
+        [c + rng.normal(0, 0.3, (n, 8)) for c, n in zip(centres, sizes, strict=True)]
+    ).astype(np.float32)
     source = np.repeat([f"blob {i}" for i in range(len(sizes))], sizes)
     return frame_of([{"source": s} for s in source]), features
 
@@ -373,8 +392,12 @@ def test_the_least_group_of_a_union_tosses_its_coin() -> None:
 def test_a_larger_fraction_only_adds_to_the_test_side() -> None:
     frame = many(500)
     nested = [
-        {p for p, s in zip(frame["path"], _union.assign_split(frame, f), strict=True)
-         if s == "test"} for f in (0.1, 0.3, 0.6)
+        {
+            p
+            for p, s in zip(frame["path"], _union.assign_split(frame, f), strict=True)
+            if s == "test"
+        }
+        for f in (0.1, 0.3, 0.6)
     ]
     assert nested[0] < nested[1] < nested[2]
 

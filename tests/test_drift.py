@@ -213,12 +213,17 @@ CFG = settings()
 def rows(n: int, seed: int, shift: float, accuracy: float, prefix: str) -> pd.DataFrame:
     x = RNG(seed).normal(size=(n, 6)).astype(np.float32) + np.float32(shift)
     right = np.arange(n) < round(accuracy * n)
-    return pd.DataFrame({
-        "path": [f"data/deploy/incoming/{DAY}/{prefix}{i}.png" for i in range(n)],
-        "sha256": [hashlib.sha256(f"{prefix}{i}".encode()).hexdigest() for i in range(n)],
-        "embedding": list(x), "prediction": np.where(right, "cat", "dog"), "confidence": 0.9,
-        "model": MODEL, "label": "cat",
-    })
+    return pd.DataFrame(
+        {
+            "path": [f"data/deploy/incoming/{DAY}/{prefix}{i}.png" for i in range(n)],
+            "sha256": [hashlib.sha256(f"{prefix}{i}".encode()).hexdigest() for i in range(n)],
+            "embedding": list(x),
+            "prediction": np.where(right, "cat", "dog"),
+            "confidence": 0.9,
+            "model": MODEL,
+            "label": "cat",
+        }
+    )
 
 
 @pytest.fixture
@@ -234,7 +239,11 @@ def watched(tmp_path: Path) -> Paths:
 
 
 def serve(
-    paths: Paths, shift: float = 0.0, accuracy: float = 0.9, n: int = 100, rejected: int = 0,
+    paths: Paths,
+    shift: float = 0.0,
+    accuracy: float = 0.9,
+    n: int = 100,
+    rejected: int = 0,
     date: str = DAY,
 ) -> pd.DataFrame:
     frame = rows(n, 5, shift, accuracy, "d")
@@ -259,7 +268,8 @@ def label(paths: Paths, frame: pd.DataFrame, date: str = DAY, **columns: Any) ->
 @pytest.mark.parametrize(
     ("shift", "accuracy", "labelled", "verdict"),
     [
-        (0.0, 0.9, False, "ok"), (0.0, 0.9, True, "ok"),
+        (0.0, 0.9, False, "ok"),
+        (0.0, 0.9, True, "ok"),
         (1.0, 0.9, False, "drift"),  # changed, and nobody knows whether it hurts
         (1.0, 0.9, True, "drift"),  # changed, and labels say that it does not hurt
         (1.0, 0.5, True, "harm"),

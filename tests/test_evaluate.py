@@ -29,21 +29,32 @@ RNG = np.random.default_rng
 
 
 def made(
-    features: np.ndarray, labels: np.ndarray, classes: int, sources: int = 1, prefix: str = "g",
+    features: np.ndarray,
+    labels: np.ndarray,
+    classes: int,
+    sources: int = 1,
+    prefix: str = "g",
     per_group: int = 1,
 ) -> Embeddings:
     """Embeddings whose groups hold ``per_group`` rows; sources take turns."""
     n = np.arange(len(labels))
     return Embeddings(
-        np.asarray(features, np.float32), np.asarray(labels, np.int64),
-        tuple(f"c{i}" for i in range(classes)), np.array([f"{prefix}{i}" for i in n], dtype=str),
+        np.asarray(features, np.float32),
+        np.asarray(labels, np.int64),
+        tuple(f"c{i}" for i in range(classes)),
+        np.array([f"{prefix}{i}" for i in n], dtype=str),
         np.array([f"{prefix}{i // per_group}" for i in n], dtype=str),
         np.array([f"s{i % sources}" for i in n], dtype=str),
     )
 
 
 def blobs(
-    n: int, seed: int, classes: int = 5, width: int = 12, prefix: str = "g", spread: float = 1.0,
+    n: int,
+    seed: int,
+    classes: int = 5,
+    width: int = 12,
+    prefix: str = "g",
+    spread: float = 1.0,
     sources: int = 1,
 ) -> Embeddings:
     """Gaussian classes whose centres do not depend on ``seed``; scales differ by dimension."""
@@ -262,10 +273,12 @@ def test_rows_without_a_label_take_no_part() -> None:
     train, test = blobs(100, 0), blobs(50, 1, prefix="t")
     extra = replace(blobs(30, 2, prefix="u"), labels=np.full(30, -1))
     both = [
-        Embeddings(*(
-            e.classes if f == "classes" else np.concatenate([getattr(e, f), getattr(extra, f)])
-            for f in ("features", "labels", "classes", "sha256", "groups", "sources")
-        ))
+        Embeddings(
+            *(
+                e.classes if f == "classes" else np.concatenate([getattr(e, f), getattr(extra, f)])
+                for f in ("features", "labels", "classes", "sha256", "groups", "sources")
+            )
+        )
         for e in (train, test)
     ]
     for module in (knn, linear):
@@ -298,7 +311,8 @@ def test_unseen_is_fitted_on_the_other_sources(module: object) -> None:
     # In source s1 the labels mean something else: who trained on it knows, others cannot.
     moved = [
         replace(
-            e, labels=np.where(e.sources == "s1", (e.labels + 1) % 5, e.labels),
+            e,
+            labels=np.where(e.sources == "s1", (e.labels + 1) % 5, e.labels),
             features=e.features + np.where(e.sources == "s1", 500.0, 0.0)[:, None].astype("f4"),
         )
         for e in (train, test)
@@ -329,9 +343,7 @@ def test_one_source_has_nothing_unseen_and_no_labels_are_refused() -> None:
 def test_resample_draws_groups_with_replacement() -> None:
     totals = np.array([[1.0, 0], [0, 10], [100, 1000]])
     drawn = _common.resample(totals, 400, 0)
-    possible = {
-        tuple(totals[list(c)].sum(0)) for c in itertools.product(range(3), repeat=3)
-    }
+    possible = {tuple(totals[list(c)].sum(0)) for c in itertools.product(range(3), repeat=3)}
     assert {tuple(row) for row in drawn} <= possible
     np.testing.assert_allclose(drawn.mean(0), totals.sum(0), rtol=0.1)
 
@@ -415,18 +427,22 @@ def products(tmp_path: Path) -> Paths:
     paths = Paths(tmp_path)
     train, test = blobs(150, 0, sources=2), blobs(60, 1, sources=2, prefix="t")
     features = np.concatenate([train.features, test.features])
-    table = pd.DataFrame({
-        "split": ["train"] * 150 + ["test"] * 60,
-        "key": [*train.sha256, *test.sha256],
-        "label": [f"c{i}" for i in [*train.labels, *test.labels]],
-        "group": [*train.groups, *test.groups], "source": [*train.sources, *test.sources],
-    })
+    table = pd.DataFrame(
+        {
+            "split": ["train"] * 150 + ["test"] * 60,
+            "key": [*train.sha256, *test.sha256],
+            "label": [f"c{i}" for i in [*train.labels, *test.labels]],
+            "group": [*train.groups, *test.groups],
+            "source": [*train.sources, *test.sources],
+        }
+    )
     table.loc[[3, 155], "label"] = None
     write_curation(paths, features, table["key"])
     for folder in (paths.shards, paths.pretrain, paths.embeddings):
         folder.mkdir(parents=True)
     for folder, inputs in (
-        (paths.shards, {}), (paths.pretrain, {"shards": paths.shards}),
+        (paths.shards, {}),
+        (paths.pretrain, {"shards": paths.shards}),
         (paths.embeddings, {"shards": paths.shards, "pretrain": paths.pretrain}),
     ):
         if folder == paths.embeddings:

@@ -134,14 +134,20 @@ def test_the_header_is_judged_before_any_pixel(monkeypatch: pytest.MonkeyPatch) 
 # ---- good files --------------------------------------------------------------------------------
 
 GOOD = {
-    "bilevel": (encode("PNG", rgb("1")), "1"), "grey": (encode("JPEG", rgb("L")), "L"),
-    "grey-alpha": (encode("PNG", rgb("LA")), "LA"), "palette": (encode("PNG", rgb("P")), "P"),
+    "bilevel": (encode("PNG", rgb("1")), "1"),
+    "grey": (encode("JPEG", rgb("L")), "L"),
+    "grey-alpha": (encode("PNG", rgb("LA")), "LA"),
+    "palette": (encode("PNG", rgb("P")), "P"),
     "palette-alpha": (encode("PNG", rgb("P"), transparency=bytes(range(256))), "P"),
     "colour-key": (encode("PNG", SMALL, transparency=(0, 0, 0)), "RGB"),
-    "alpha": (encode("PNG", rgb("RGBA")), "RGBA"), "webp": (encode("WEBP", SMALL), "RGB"),
-    "gif": (encode("GIF", SMALL), "P"), "bmp": (encode("BMP", SMALL), "RGB"),
-    "tiff": (encode("TIFF", SMALL), "RGB"), "avif": (encode("AVIF", SMALL), "RGB"),
-    "mpo": (frames("MPO"), "RGB"), "progressive": (encode("JPEG", SMALL, progressive=True), "RGB"),
+    "alpha": (encode("PNG", rgb("RGBA")), "RGBA"),
+    "webp": (encode("WEBP", SMALL), "RGB"),
+    "gif": (encode("GIF", SMALL), "P"),
+    "bmp": (encode("BMP", SMALL), "RGB"),
+    "tiff": (encode("TIFF", SMALL), "RGB"),
+    "avif": (encode("AVIF", SMALL), "RGB"),
+    "mpo": (frames("MPO"), "RGB"),
+    "progressive": (encode("JPEG", SMALL, progressive=True), "RGB"),
 }
 
 
@@ -258,18 +264,22 @@ def test_files_and_tar_members_are_read_by_their_ref(tmp_path: Path) -> None:
     assert reason("x.tar::a/b.png", tmp_path) == "missing-file"
 
 
-def test_what_cannot_be_read_has_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_read_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "large").write_bytes(bytes(101))
     monkeypatch.setattr(images, "MAX_BYTES", 100)
     reasons = {
-        "gone.png": "missing-file", "large/x.png": "missing-file", "gone.tar::x": "missing-file",
-        "loop": "symlink-loop", "pipe": "not-an-image", "folder": "not-an-image",
-        "large": "too-large", "../x.png": "unsafe-path", "a/../../x.png": "unsafe-path",
+        "gone.png": "missing-file",
+        "large/x.png": "missing-file",
+        "gone.tar::x": "missing-file",
+        "loop": "symlink-loop",
+        "pipe": "not-an-image",
+        "folder": "not-an-image",
+        "large": "too-large",
+        "../x.png": "unsafe-path",
+        "a/../../x.png": "unsafe-path",
     }
     assert {ref: reason(ref, tmp_path) for ref in reasons} == reasons
 
@@ -292,8 +302,12 @@ def test_members_that_climb_or_are_links_or_are_cut_are_refused(tmp_path: Path) 
 
 
 def test_an_s3_that_does_not_answer_stops_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "x"),
-                        ("SECRET_ACCESS_KEY", "x"), ("MAX_ATTEMPTS", "1")):
+    for name, value in (
+        ("ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("ACCESS_KEY_ID", "x"),
+        ("SECRET_ACCESS_KEY", "x"),
+        ("MAX_ATTEMPTS", "1"),
+    ):
         monkeypatch.setenv(f"AWS_{name}", value)
     images._client.cache_clear()
     with pytest.raises(HeadwaterError, match=r"s3://bucket/x\.png: S3 does not answer"):

@@ -139,7 +139,12 @@ def test_metadata_reaches_the_manifest_and_bad_dates_are_counted(project: Path) 
     frame = manifest(project)
     assert counts["bad_captured_at"] == 2
     assert frame["captured_at"].fillna("").tolist() == [
-        "2026-03-01", "2026-03-01T10:00:00+02:00", "", "", "2026-03-01", "",
+        "2026-03-01",
+        "2026-03-01T10:00:00+02:00",
+        "",
+        "",
+        "2026-03-01",
+        "",
     ]
     assert frame["group"].tolist() == ["g0", "g0", "g1", "g1", "g2", "g2"]
     assert counts["groups"] == 3
@@ -165,9 +170,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Refs whose bytes were read."""
     refs: list[str] = []
     real = images.read_bytes
-    monkeypatch.setattr(
-        images, "read_bytes", lambda ref, root: refs.append(ref) or real(ref, root)
-    )
+    monkeypatch.setattr(images, "read_bytes", lambda ref, root: refs.append(ref) or real(ref, root))
     return refs
 
 

@@ -35,7 +35,8 @@ def dagster_edges() -> set[tuple[str, str]]:
     graph = defs.resolve_asset_graph()
     return {
         (parent.to_user_string(), node.key.to_user_string())
-        for node in graph.asset_nodes for parent in node.parent_keys
+        for node in graph.asset_nodes
+        for parent in node.parent_keys
     }
 
 
@@ -88,16 +89,21 @@ def test_home_turns_telemetry_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def verdicts(*rows: tuple[str, str, str]) -> pd.DataFrame:
-    return pd.DataFrame([
-        {"date": d, "model": m, "verdict": v, "reason": f"{v} on {d}", "broken": False}
-        for d, m, v in rows
-    ])
+    return pd.DataFrame(
+        [
+            {"date": d, "model": m, "verdict": v, "reason": f"{v} on {d}", "broken": False}
+            for d, m, v in rows
+        ]
+    )
 
 
 def test_harm_of_the_champion_asks_once_with_all_changed_days() -> None:
     history = verdicts(
-        ("2025-01-01", "old", "harm"), ("2025-01-08", "new", "ok"), ("2025-01-15", "new", "drift"),
-        ("2025-01-22", "new", "harm"), ("2025-01-29", "new", "drift"),
+        ("2025-01-01", "old", "harm"),
+        ("2025-01-08", "new", "ok"),
+        ("2025-01-15", "new", "drift"),
+        ("2025-01-22", "new", "harm"),
+        ("2025-01-29", "new", "drift"),
     )
     found = trigger.decide(Deploy(), history, "new")
     assert found == trigger.Request(
@@ -105,13 +111,16 @@ def test_harm_of_the_champion_asks_once_with_all_changed_days() -> None:
     )
 
 
-@pytest.mark.parametrize(("history", "champion"), [
-    (verdicts(("2025-01-01", "m", "drift")), "m"),  # change alone is no reason
-    (verdicts(("2025-01-01", "m", "harm")), "other"),  # the harm was another model's
-    (verdicts(("2025-01-01", "m", "harm")), None),
-    (pd.DataFrame(), "m"),
-    (verdicts(("2025-01-01", "m", "harm")).assign(broken=True), "m"),  # the feed is to blame
-])
+@pytest.mark.parametrize(
+    ("history", "champion"),
+    [
+        (verdicts(("2025-01-01", "m", "drift")), "m"),  # change alone is no reason
+        (verdicts(("2025-01-01", "m", "harm")), "other"),  # the harm was another model's
+        (verdicts(("2025-01-01", "m", "harm")), None),
+        (pd.DataFrame(), "m"),
+        (verdicts(("2025-01-01", "m", "harm")).assign(broken=True), "m"),  # the feed is to blame
+    ],
+)
 def test_no_reason_to_retrain(history: pd.DataFrame, champion: str | None) -> None:
     assert trigger.decide(Deploy(), history, champion) is None
 
@@ -135,10 +144,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def judge(place: Path, day: str, verdict: str) -> None:
-    write_json(place / f"data/deploy/monitor/date={day}/verdict.json", {
-        "date": day, "model": "m", "verdict": verdict, "reason": verdict, "scores": {},
-        "accuracy": None, "inputs": {"broken": False},
-    })
+    write_json(
+        place / f"data/deploy/monitor/date={day}/verdict.json",
+        {
+            "date": day,
+            "model": "m",
+            "verdict": verdict,
+            "reason": verdict,
+            "scores": {},
+            "accuracy": None,
+            "inputs": {"broken": False},
+        },
+    )
 
 
 def test_retrain_sensor_asks_once_and_rests(place: Path) -> None:
@@ -152,7 +169,8 @@ def test_retrain_sensor_asks_once_and_rests(place: Path) -> None:
     [request] = tick.run_requests
     assert request.run_key == "m:2025-01-13"
     assert request.run_config["ops"]["collected"]["config"] == {
-        "dates": ["2025-01-13"], "key": "2025-01-13"
+        "dates": ["2025-01-13"],
+        "key": "2025-01-13",
     }
     assert tick.cursor == "2025-01-13"
     judge(place, "2025-01-20", "harm")

@@ -92,9 +92,7 @@ def test_the_batch_makes_no_difference(served: Paths, size: int) -> None:
     cfg = CFG.model_copy(update={"embed": CFG.embed.model_copy(update={"batch_size": size})})
     predict.run(cfg, served, DAY)
     part = log(served)
-    np.testing.assert_allclose(
-        np.stack(part["embedding"]), np.stack(whole["embedding"]), atol=1e-5
-    )
+    np.testing.assert_allclose(np.stack(part["embedding"]), np.stack(whole["embedding"]), atol=1e-5)
     pd.testing.assert_frame_equal(
         part.drop(columns=["embedding", "confidence"]),
         whole.drop(columns=["embedding", "confidence"]),
@@ -111,9 +109,15 @@ def test_large_images_are_scaled_as_for_the_shards(served: Paths) -> None:
 def test_what_cannot_be_read_is_listed_and_never_stops_the_day(served: Paths) -> None:
     data = png(32)
     folder = arrive(
-        served, "2026-03-03", **{
-            "a.png": data, "cut.png": data[: len(data) // 2], "text.png": b"hello",
-            "empty.png": b"", "notes.txt": b"x", ".hidden": b"x",
+        served,
+        "2026-03-03",
+        **{
+            "a.png": data,
+            "cut.png": data[: len(data) // 2],
+            "text.png": b"hello",
+            "empty.png": b"",
+            "notes.txt": b"x",
+            ".hidden": b"x",
         },
     )
     (folder / "loop.png").symlink_to(folder / "loop.png")
@@ -126,8 +130,11 @@ def test_what_cannot_be_read_is_listed_and_never_stops_the_day(served: Paths) ->
     assert list(rejects.columns) == ["reason", "detail"]
     reasons = {Path(k).name: v for k, v in rejects["reason"].items()}
     assert reasons == {
-        "cut.png": "truncated", "text.png": "not-an-image", "empty.png": "empty",
-        "notes.txt": "not-an-image", "loop.png": "symlink-loop",
+        "cut.png": "truncated",
+        "text.png": "not-an-image",
+        "empty.png": "empty",
+        "notes.txt": "not-an-image",
+        "loop.png": "symlink-loop",
     }
 
 
@@ -155,8 +162,9 @@ def test_labels_that_are_known_already_are_logged(served: Paths) -> None:
     folder = served.root / CFG.deploy.labels
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{DAY}.csv"
-    file.write_text(f"path,label\na/0.png,red\n{CFG.deploy.incoming}/{DAY}/b/1.png,blue\n"
-                    "a/1.png,\n")
+    file.write_text(
+        f"path,label\na/0.png,red\n{CFG.deploy.incoming}/{DAY}/b/1.png,blue\na/1.png,\n"
+    )
     predict.run(CFG, served, DAY)
     frame = log(served)
     known = frame.dropna(subset="label")
@@ -218,9 +226,12 @@ def test_what_is_missing_is_said(served: Paths, tmp_path: Path) -> None:
 
 def test_the_log_feeds_monitor_and_collect(served: Paths) -> None:
     predict.run(CFG, served, DAY)
-    cfg = Config.model_validate({
-        **CFG.model_dump(by_alias=True), "deploy": {"permutations": 199},
-    })
+    cfg = Config.model_validate(
+        {
+            **CFG.model_dump(by_alias=True),
+            "deploy": {"permutations": 199},
+        }
+    )
     verdict = monitor.run(cfg, served, DAY)
     assert verdict["verdict"] == "ok", verdict["reason"]  # they are the reference's own images
     found = collect.run(cfg, served, [DAY], "new")

@@ -26,10 +26,13 @@ from ssl_core.stages import embed, evaluate, promote
 from ssl_core.stages.promote import Trial
 
 RULE = Promote(bootstrap=500)
-CFG = Config.model_validate({
-    "evaluate": {"bootstrap": 20, "baselines": []}, "promote": {"bootstrap": 200},
-    "deploy": {"reference": 40},
-})
+CFG = Config.model_validate(
+    {
+        "evaluate": {"bootstrap": 20, "baselines": []},
+        "promote": {"bootstrap": 200},
+        "deploy": {"reference": 40},
+    }
+)
 CLASSES = ("red", "green", "blue", "yellow", "violet")
 SIDE = 16
 ARGS = {"img_size": SIDE, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -123,10 +126,17 @@ def outcomes(**gains: tuple[float, int]) -> pd.DataFrame:
         ours = np.arange(n) < round((0.6 + gain) * n)
         rng.shuffle(both := np.stack([ours, other], 1))
         group = [f"{source}{i // 2}" for i in range(n)]
-        parts.append(pd.DataFrame({
-            "sha256": [f"{source}-{i}" for i in range(n)], "group": group, "source": source,
-            "correct": both[:, 0], "other": both[:, 1],
-        }))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "sha256": [f"{source}-{i}" for i in range(n)],
+                    "group": group,
+                    "source": source,
+                    "correct": both[:, 0],
+                    "other": both[:, 1],
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -188,7 +198,9 @@ def test_looks_share_the_level() -> None:
     whole, slices = promote.compare_all(trial, RULE, 0)
     assert whole["level"] == pytest.approx(1 - 0.05 / 3)
     assert {k: round(s["level"], 4) for k, s in slices.items()} == {
-        "source:a": 0.95, "source:n1": 0.9833, "source:n2": 0.9833,
+        "source:a": 0.95,
+        "source:n1": 0.9833,
+        "source:n2": 0.9833,
     }
     alone, _ = promote.compare_all(replace(trial, known=None), RULE, 0)
     assert alone["level"] == 0.95
@@ -251,7 +263,14 @@ def test_what_the_registry_holds(first: Paths) -> None:
     assert card["max_side"] == SIDE
     reference = pd.read_parquet(folder / "reference.parquet")
     assert list(reference.columns) == [
-        "sha256", "group", "source", "label", "embedding", "prediction", "confidence", "correct",
+        "sha256",
+        "group",
+        "source",
+        "label",
+        "embedding",
+        "prediction",
+        "confidence",
+        "correct",
     ]
     assert len(reference) == CFG.deploy.reference
     assert reference["group"].is_unique

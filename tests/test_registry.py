@@ -132,8 +132,11 @@ def test_promotion_and_rollback_walk_back_in_order(three: tuple[Path, list[str]]
     assert registry.champion(folder) == a
     log = read_lines(folder / registry.LOG)
     assert [(e["event"], e["id"], e["previous"]) for e in log] == [
-        ("promote", a, None), ("promote", b, a), ("promote", c, b),
-        ("rollback", b, c), ("rollback", a, b),
+        ("promote", a, None),
+        ("promote", b, a),
+        ("promote", c, b),
+        ("rollback", b, c),
+        ("rollback", a, b),
     ]
     assert all(e["time"].endswith("+00:00") for e in log)
     assert {p.name for p in (folder / "models").iterdir()} == {a, b, c}  # nothing is deleted

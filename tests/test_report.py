@@ -12,15 +12,33 @@ import pytest
 from ssl_core.config import Paths, load
 from ssl_core.stages import report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--enable-logging=stderr", "--v=0", "--window-size=1280,2400",
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-STAGES = ("ingest", "validate", "seed_embed", "curate", "shard", "pretrain", "embed", "evaluate",
-          "promote")
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-logging=stderr",
+    "--v=0",
+    "--window-size=1280,2400",
+)
+STAGES = (
+    "ingest",
+    "validate",
+    "seed_embed",
+    "curate",
+    "shard",
+    "pretrain",
+    "embed",
+    "evaluate",
+    "promote",
+)
 
 
 def browse(page: Path, work: Path, *extra: str) -> subprocess.CompletedProcess[str]:

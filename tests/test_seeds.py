@@ -72,9 +72,7 @@ def test_there_is_a_row_for_each_arm_and_baseline(compared: tuple[Paths, list[Co
             assert row[f"{measure}_std"] == pytest.approx(spread)
 
 
-def test_only_what_the_chain_has_not_made_is_trained(
-    compared: tuple[Paths, list[Config]]
-) -> None:
+def test_only_what_the_chain_has_not_made_is_trained(compared: tuple[Paths, list[Config]]) -> None:
     paths, trained = compared
     plain = config(paths).section("pretrain")
     made = [(cfg.seed, cfg.section("pretrain")) for cfg in trained]
@@ -84,7 +82,7 @@ def test_only_what_the_chain_has_not_made_is_trained(
 
 
 def test_equal_features_have_equal_values_in_both_tables(
-    compared: tuple[Paths, list[Config]]
+    compared: tuple[Paths, list[Config]],
 ) -> None:
     paths, _ = compared
     chain, found = read_json(paths.evaluation / "metrics.json"), rows(paths)
@@ -136,10 +134,12 @@ def test_products_that_do_not_fit_are_not_taken_for_an_arm(
 
 def test_another_methods_options_start_from_its_own_defaults() -> None:
     changes = {"lr": 1e-3, "options": {"scale": [0.3, 1.0]}}
-    cfg = Config.model_validate({
-        "pretrain": {"method": "simclr", "weight_decay": 0.1, "epochs": 3, **changes},
-        "seeds": {"arms": [{"method": "dino", "changes": {"options": {"locals_": 2}}}, *ARMS]},
-    })
+    cfg = Config.model_validate(
+        {
+            "pretrain": {"method": "simclr", "weight_decay": 0.1, "epochs": 3, **changes},
+            "seeds": {"arms": [{"method": "dino", "changes": {"options": {"locals_": 2}}}, *ARMS]},
+        }
+    )
     other, own, _ = (seeds._variant(cfg, arm, 4).pretrain for arm in cfg.seeds.arms)
     assert (other.method, other.options, other.epochs) == ("dino", {"locals_": 2}, 3)
     assert other.lr is other.weight_decay is None

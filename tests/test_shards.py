@@ -43,10 +43,18 @@ def samples(count: int = 90) -> list[Sample]:
         ext = "jpg" if i % 3 == 0 else "png"
         size = (SIDE, SIDE) if i % 2 else (int(rng.integers(8, 50)), int(rng.integers(8, 50)))
         label = None if i % 5 == 0 else f"class {i % 4}"
-        made.append(Sample(
-            "test" if i < 20 else "train", f"{i:064x}", ext, encoded(rng, ext, size), label,
-            f"g{i // 2}", "here", f"data/raw/{i}.{ext}",
-        ))
+        made.append(
+            Sample(
+                "test" if i < 20 else "train",
+                f"{i:064x}",
+                ext,
+                encoded(rng, ext, size),
+                label,
+                f"g{i // 2}",
+                "here",
+                f"data/raw/{i}.{ext}",
+            )
+        )
     return made
 
 
@@ -72,8 +80,11 @@ def test_index_offsets_are_those_of_tarfile(folder: Path) -> None:
                 assert about is not None
                 expected = by_key[row.key]
                 assert json.load(about) == {
-                    "sha256": row.key, "label": expected.label, "group": expected.group,
-                    "source": expected.source, "path": expected.path,
+                    "sha256": row.key,
+                    "label": expected.label,
+                    "group": expected.group,
+                    "source": expected.source,
+                    "path": expected.path,
                 }
         data = (folder / str(name)).read_bytes()
         for row in rows.itertuples():
@@ -310,7 +321,10 @@ def test_a_missing_split_is_said(folder: Path) -> None:
 # ---- the stages on either side -----------------------------------------------------------------
 
 FILES = {
-    "drawing.png": (40, 30), "photo.jpg": (100, 50), "clear.png": (20, 20), "grey.png": (64, 64),
+    "drawing.png": (40, 30),
+    "photo.jpg": (100, 50),
+    "clear.png": (20, 20),
+    "grey.png": (64, 64),
 }
 
 
@@ -327,11 +341,18 @@ def project(tmp_path: Path) -> Paths:
         image = Image.fromarray((ramp * rng.uniform(0.3, 1, 4)).astype(np.uint8), "RGBA")
         mode = {"clear.png": "RGBA", "grey.png": "L"}.get(name, "RGB")
         image.convert(mode).save(file)
-        rows.append({
-            "path": f"raw/{name}", "sha256": sha256_file(file), "source": "raw", "group": str(i),
-            "label": None if i == 2 else "x", "format": "JPEG" if "jpg" in name else "PNG",
-            "keep": i < 3, "split": "test" if i == 0 else "train",
-        })
+        rows.append(
+            {
+                "path": f"raw/{name}",
+                "sha256": sha256_file(file),
+                "source": "raw",
+                "group": str(i),
+                "label": None if i == 2 else "x",
+                "format": "JPEG" if "jpg" in name else "PNG",
+                "keep": i < 3,
+                "split": "test" if i == 0 else "train",
+            }
+        )
     frame = pd.DataFrame(rows)
     for folder in (paths.manifest, paths.validation, paths.curated):
         folder.mkdir(parents=True)
@@ -356,7 +377,9 @@ def test_the_shard_stage_stores_kept_images_scaled_and_without_loss(project: Pat
         stored[keys[row.key]] = Image.open(io.BytesIO(data))
     assert sorted(stored) == ["clear.png", "drawing.png", "photo.jpg"]
     assert {n: i.format for n, i in stored.items()} == {
-        "clear.png": "PNG", "drawing.png": "PNG", "photo.jpg": "JPEG",
+        "clear.png": "PNG",
+        "drawing.png": "PNG",
+        "photo.jpg": "JPEG",
     }
     assert stored["photo.jpg"].size == (40, 20)
     original = Image.open(project.root / "raw/drawing.png")
@@ -410,9 +433,12 @@ def test_seed_features_are_in_manifest_order(project: Paths) -> None:
 
 
 def test_seed_embed_refuses_what_failed_validation(project: Paths) -> None:
-    write_json(project.validation / "report.json", {
-        "success": False,
-        "expectations": [{"name": "classes", "success": False, "severity": "critical"}],
-    })
+    write_json(
+        project.validation / "report.json",
+        {
+            "success": False,
+            "expectations": [{"name": "classes", "success": False, "severity": "critical"}],
+        },
+    )
     with pytest.raises(HeadwaterError, match="classes: failed"):
         seed_embed.run(Config(), project)

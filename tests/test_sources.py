@@ -58,11 +58,22 @@ def reasons(found: dict[str, Item]) -> dict[str, str]:
 # ---- choosing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("location", "kind"), [
-    ("data/raw", "folder"), ("photos.d", "folder"), ("m.csv", "table"), ("m.parquet", "table"),
-    ("x.tar", "webdataset"), ("x-{000..003}.tar", "webdataset"), ("s3://bucket/a.csv", "s3"),
-    ("s3://bucket", "s3"), ("kind.tar", "folder"), ("http://host/x", None), ("x.zip", None),
-])
+@pytest.mark.parametrize(
+    ("location", "kind"),
+    [
+        ("data/raw", "folder"),
+        ("photos.d", "folder"),
+        ("m.csv", "table"),
+        ("m.parquet", "table"),
+        ("x.tar", "webdataset"),
+        ("x-{000..003}.tar", "webdataset"),
+        ("s3://bucket/a.csv", "s3"),
+        ("s3://bucket", "s3"),
+        ("kind.tar", "folder"),
+        ("http://host/x", None),
+        ("x.zip", None),
+    ],
+)
 def test_each_location_is_claimed_by_one_kind(
     tmp_path: Path, location: str, kind: str | None
 ) -> None:
@@ -86,8 +97,11 @@ def test_a_folders_label_is_the_path_of_its_parent(tmp_path: Path) -> None:
     (tmp_path / "set/notes.txt").write_text("hello")
     found = listed("set", tmp_path)
     assert labels(found) == {
-        "set/cat/1.png": "cat", "set/cat/sub/2.PNG": "cat/sub", "set/dog/日本 é.png": "dog",
-        "set/top.png": None, "set/notes.txt": None,
+        "set/cat/1.png": "cat",
+        "set/cat/sub/2.PNG": "cat/sub",
+        "set/dog/日本 é.png": "dog",
+        "set/top.png": None,
+        "set/notes.txt": None,
     }
     assert {i.source for i in found.values()} == {"set"}
     assert all(i.group is None and i.version for i in found.values())
@@ -117,7 +131,9 @@ def test_metadata_describes_its_folder_and_no_value_but_blank_is_null(tmp_path: 
     )
     found = listed("set", tmp_path)
     assert labels(found) == {
-        "set/a/1.png": "NA, not null", "set/a/2.png": "null", "set/a/3.png": None,
+        "set/a/1.png": "NA, not null",
+        "set/a/2.png": "null",
+        "set/a/3.png": None,
         "set/b.png": None,
     }
     one = found["set/a/1.png"]
@@ -127,16 +143,23 @@ def test_metadata_describes_its_folder_and_no_value_but_blank_is_null(tmp_path: 
 
 
 def test_every_subfolder_may_have_its_own_metadata(tmp_path: Path) -> None:
-    plant(tmp_path, "all/march/2026-03-01/x.png", "all/march/2026-03-01/y.png", "all/april/x.png",
-          "all/plain/z.png")
+    plant(
+        tmp_path,
+        "all/march/2026-03-01/x.png",
+        "all/march/2026-03-01/y.png",
+        "all/april/x.png",
+        "all/plain/z.png",
+    )
     (tmp_path / "all/march/metadata.csv").write_text(
         "path,label,source\n2026-03-01/x.png,cat,deployment\n2026-03-01/gone.png,cat,d\n"
     )
     (tmp_path / "all/april/metadata.csv").write_text("path,label\nx.png,dog\n")
     found = listed("all", tmp_path)
     assert labels(found) == {
-        "all/march/2026-03-01/x.png": "cat", "all/march/2026-03-01/y.png": None,
-        "all/april/x.png": "dog", "all/plain/z.png": "plain",
+        "all/march/2026-03-01/x.png": "cat",
+        "all/march/2026-03-01/y.png": None,
+        "all/april/x.png": "dog",
+        "all/plain/z.png": "plain",
     }
     assert found["all/march/2026-03-01/x.png"].source == "deployment"
     assert reasons(found) == {"all/march/2026-03-01/gone.png": "missing-file"}
@@ -169,14 +192,20 @@ def test_metadata_that_climbs_repeats_or_names_nothing_is_listed(tmp_path: Path)
     (tmp_path / "set/metadata.csv").write_text("path,label\nx.png,first\nx.png,second\n")
     items = list(sources.listing("set", tmp_path))
     assert [(i.label, i.reject and i.reject.reason) for i in items] == [
-        ("first", None), (None, "duplicate-key"),
+        ("first", None),
+        (None, "duplicate-key"),
     ]
 
 
-@pytest.mark.parametrize(("data", "rule"), [
-    (b"name,label\nx,y\n", "has no column 'path'"), (b"", "has no column 'path'"),
-    (b"path,label\nx.png,\xff\xfe\n", "cannot be read"), (b'path\n"x', "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    [
+        (b"name,label\nx,y\n", "has no column 'path'"),
+        (b"", "has no column 'path'"),
+        (b"path,label\nx.png,\xff\xfe\n", "cannot be read"),
+        (b'path\n"x', "cannot be read"),
+    ],
+)
 def test_an_unusable_table_stops_the_work(tmp_path: Path, data: bytes, rule: str) -> None:
     (tmp_path / "set").mkdir()
     (tmp_path / "set/metadata.csv").write_bytes(data)
@@ -189,19 +218,29 @@ def test_an_unusable_table_stops_the_work(tmp_path: Path, data: bytes, rule: str
 def test_links_are_judged_and_never_walked(tmp_path: Path) -> None:
     plant(tmp_path, "set/cat/1.png", "set/dog/2.png", "other/3.png")
     links = {
-        "set/cat/loop": "..", "set/self": "self", "set/out": "../other",
-        "set/out.png": "../other/3.png", "set/dead.png": "nothing", "set/again": "dog",
+        "set/cat/loop": "..",
+        "set/self": "self",
+        "set/out": "../other",
+        "set/out.png": "../other/3.png",
+        "set/dead.png": "nothing",
+        "set/again": "dog",
         "set/cat/alias.png": "../dog/2.png",
     }
     for link, target in links.items():
         (tmp_path / link).symlink_to(target)
     found = listed("set", tmp_path)
     assert labels(found) == {
-        "set/cat/1.png": "cat", "set/dog/2.png": "dog", "set/cat/alias.png": "cat",
+        "set/cat/1.png": "cat",
+        "set/dog/2.png": "dog",
+        "set/cat/alias.png": "cat",
     }
     assert reasons(found) == {
-        "set/cat/loop": "symlink-loop", "set/self": "symlink-loop", "set/out": "unsafe-path",
-        "set/out.png": "unsafe-path", "set/dead.png": "missing-file", "set/again": "duplicate-key",
+        "set/cat/loop": "symlink-loop",
+        "set/self": "symlink-loop",
+        "set/out": "unsafe-path",
+        "set/out.png": "unsafe-path",
+        "set/dead.png": "missing-file",
+        "set/again": "duplicate-key",
     }
     (tmp_path / "door").symlink_to("set")  # the source itself may be a link
     assert labels(listed("door", tmp_path)).keys() >= {"door/cat/1.png", "door/dog/2.png"}
@@ -211,7 +250,8 @@ def test_names_that_cannot_be_written_down_are_refused(tmp_path: Path) -> None:
     plant(tmp_path, "set/a.tar::b.png")
     (tmp_path / "set" / os.fsdecode(b"\xff.png")).write_bytes(picture())
     assert reasons(listed("set", tmp_path)) == {
-        "set/a.tar::b.png": "unsafe-path", "set/\\udcff.png": "unsafe-path",
+        "set/a.tar::b.png": "unsafe-path",
+        "set/\\udcff.png": "unsafe-path",
     }
 
 
@@ -222,9 +262,12 @@ def test_csv_and_parquet_manifests_name_the_same_images(tmp_path: Path) -> None:
     plant(tmp_path, "m/img/1.png", "m/img/2.png", "far.png")
     (tmp_path / "m/link.png").symlink_to("../far.png")
     rows: list[dict[str, Any]] = [
-        {"path": "img/1.png", "label": "cat", "group": "g"}, {"path": "img/2.png", "label": None},
-        {"path": str(tmp_path / "far.png"), "label": "far"}, {"path": "../far.png", "label": "x"},
-        {"path": "gone.png", "label": "x"}, {"path": "s3://b/k.png", "label": "far"},
+        {"path": "img/1.png", "label": "cat", "group": "g"},
+        {"path": "img/2.png", "label": None},
+        {"path": str(tmp_path / "far.png"), "label": "far"},
+        {"path": "../far.png", "label": "x"},
+        {"path": "gone.png", "label": "x"},
+        {"path": "s3://b/k.png", "label": "far"},
         {"path": "link.png", "label": "x"},
     ]
     frame = pd.DataFrame(rows)
@@ -233,10 +276,14 @@ def test_csv_and_parquet_manifests_name_the_same_images(tmp_path: Path) -> None:
     for name in ("list.csv", "list.parquet"):
         found = listed(f"m/{name}", tmp_path)
         assert labels(found) == {
-            "m/img/1.png": "cat", "m/img/2.png": None, "far.png": "far", "s3://b/k.png": "far",
+            "m/img/1.png": "cat",
+            "m/img/2.png": None,
+            "far.png": "far",
+            "s3://b/k.png": "far",
         }
         assert reasons(found) == {
-            "m/../far.png": "unsafe-path", "m/gone.png": "missing-file",
+            "m/../far.png": "unsafe-path",
+            "m/gone.png": "missing-file",
             "m/link.png": "unsafe-path",
         }
         assert found["m/img/1.png"].group == "g"
@@ -245,10 +292,14 @@ def test_csv_and_parquet_manifests_name_the_same_images(tmp_path: Path) -> None:
 
 def test_parquet_values_become_plain_text(tmp_path: Path) -> None:
     plant(tmp_path, "1.png", "2.png")
-    table = pa.table({
-        "path": ["1.png", "2.png"], "label": [3.0, float("nan")], "group": [7, 8],
-        "captured_at": [datetime(2026, 1, 2, 3, 4, 5), None],
-    })
+    table = pa.table(
+        {
+            "path": ["1.png", "2.png"],
+            "label": [3.0, float("nan")],
+            "group": [7, 8],
+            "captured_at": [datetime(2026, 1, 2, 3, 4, 5), None],
+        }
+    )
     pq.write_table(table, tmp_path / "m.parquet")
     found = listed("m.parquet", tmp_path)
     assert labels(found) == {"1.png": "3", "2.png": None}
@@ -288,14 +339,25 @@ def test_shards_of_the_webdataset_library_are_read(tmp_path: Path) -> None:
             elif i == 6:
                 sample["txt"] = "naïve\n"
             elif i != 7:
-                sample["json"] = {"label": f"kind {i % 2}", "group": i // 4, "source": "lake",
-                                  "captured_at": "2026-05-01"}
+                sample["json"] = {
+                    "label": f"kind {i % 2}",
+                    "group": i // 4,
+                    "source": "lake",
+                    "captured_at": "2026-05-01",
+                }
             writer.write(sample)
     found = listed("birds-{000..002}.tar", tmp_path)
     assert len(found) == 8
     assert list(found)[4] == "birds-001.tar::0/s4.png"
     assert [i.label for i in found.values()] == [
-        "kind 0", "kind 1", "kind 0", "kind 1", "kind 0", "1", "naïve", None,
+        "kind 0",
+        "kind 1",
+        "kind 0",
+        "kind 1",
+        "kind 0",
+        "1",
+        "naïve",
+        None,
     ]
     four, five = list(found.values())[4:6]
     assert (four.group, four.source, four.captured_at) == ("1", "lake", "2026-05-01")
@@ -319,19 +381,38 @@ def test_a_hostile_tar_is_read_as_far_as_it_is_safe(tmp_path: Path) -> None:
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     folder = tarfile.TarInfo("folder")
     folder.type = tarfile.DIRTYPE
-    tar_of(tmp_path / "x.tar", [
-        ("ok.png", picture()), ("../up.png", picture()), ("/abs.png", picture()),
-        ("ok.png", picture(1)), ("note.txt", b"alone"), ("bad.png", picture()),
-        ("bad.json", b"{not json"), ("list.png", picture()), ("list.json", b"[1]"),
-        ("odd.png", picture()), ("odd.json", json.dumps({"label": "\ud800"}).encode()),
-        ("deep.png", picture()), ("deep.json", b"[" * 200_000),
-    ], link=link, folder=folder)
+    tar_of(
+        tmp_path / "x.tar",
+        [
+            ("ok.png", picture()),
+            ("../up.png", picture()),
+            ("/abs.png", picture()),
+            ("ok.png", picture(1)),
+            ("note.txt", b"alone"),
+            ("bad.png", picture()),
+            ("bad.json", b"{not json"),
+            ("list.png", picture()),
+            ("list.json", b"[1]"),
+            ("odd.png", picture()),
+            ("odd.json", json.dumps({"label": "\ud800"}).encode()),
+            ("deep.png", picture()),
+            ("deep.json", b"[" * 200_000),
+        ],
+        link=link,
+        folder=folder,
+    )
     items = list(sources.listing("x.tar", tmp_path))
     assert [i.ref for i in items if not i.reject] == ["x.tar::ok.png"]
     assert sorted((i.ref.partition("::")[2], i.reject.reason) for i in items if i.reject) == [
-        ("../up.png", "unsafe-path"), ("/abs.png", "unsafe-path"), ("bad.png", "bad-metadata"),
-        ("deep.png", "bad-metadata"), ("link.png", "unsafe-path"), ("list.png", "bad-metadata"),
-        ("note", "not-an-image"), ("odd.png", "bad-metadata"), ("ok.png", "duplicate-key"),
+        ("../up.png", "unsafe-path"),
+        ("/abs.png", "unsafe-path"),
+        ("bad.png", "bad-metadata"),
+        ("deep.png", "bad-metadata"),
+        ("link.png", "unsafe-path"),
+        ("list.png", "bad-metadata"),
+        ("note", "not-an-image"),
+        ("odd.png", "bad-metadata"),
+        ("ok.png", "duplicate-key"),
     ]
     assert images.read_bytes("x.tar::ok.png", tmp_path) == picture()
 
@@ -391,9 +472,15 @@ def test_objects_below_a_prefix_are_listed_page_by_page(
     monkeypatch.setattr(source_s3, "PAGE", 5)
     table = "path,label\ncat/0000.png,tabby\ncat/gone.png,x\ndog/d.png,outer\n"
     bodies = {f"set/cat/{i:04d}.png": b"x" for i in range(17)}
-    bodies |= {"set/cat/é 1.png": picture(), "set/.hidden/x.png": b"x", "settle/x.png": b"x",
-               "set/metadata.csv": table.encode(), "set/": b"", "set/dog/metadata.csv":
-               b"path,label\nd.png,hound\n", "set/dog/d.png": b"x"}
+    bodies |= {
+        "set/cat/é 1.png": picture(),
+        "set/.hidden/x.png": b"x",
+        "settle/x.png": b"x",
+        "set/metadata.csv": table.encode(),
+        "set/": b"",
+        "set/dog/metadata.csv": b"path,label\nd.png,hound\n",
+        "set/dog/d.png": b"x",
+    }
     for key, body in bodies.items():
         s3.put_object(Bucket="lake", Key=key, Body=body)
     found = listed("s3://lake/set", tmp_path)
@@ -401,7 +488,8 @@ def test_objects_below_a_prefix_are_listed_page_by_page(
     assert reasons(found) == {"s3://lake/set/cat/gone.png": "missing-file"}
     known = {r: x for r, x in labels(found).items() if x}
     assert known == {
-        "s3://lake/set/cat/0000.png": "tabby", "s3://lake/set/dog/d.png": "hound",
+        "s3://lake/set/cat/0000.png": "tabby",
+        "s3://lake/set/dog/d.png": "hound",
     }
     assert {i.source for i in found.values() if not i.reject} == {"set"}
     assert images.read_bytes("s3://lake/set/cat/é 1.png", tmp_path) == picture()
@@ -436,8 +524,11 @@ def test_what_is_wrong_with_s3_is_said(
 def test_a_dead_s3_stops_ingest_with_its_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in (("ENDPOINT_URL", "http://127.0.0.1:9"), ("ACCESS_KEY_ID", "x"),
-                        ("SECRET_ACCESS_KEY", "x")):
+    for name, value in (
+        ("ENDPOINT_URL", "http://127.0.0.1:9"),
+        ("ACCESS_KEY_ID", "x"),
+        ("SECRET_ACCESS_KEY", "x"),
+    ):
         monkeypatch.setenv(f"AWS_{name}", value)
     images._client.cache_clear()
     cfg = Config.model_validate({"data": {"sources": ["s3://lake/set"]}})
@@ -482,8 +573,11 @@ def put_table(root: Path, samples: list[tuple[str, bytes]]) -> str:
 def put_tars(root: Path, samples: list[tuple[str, bytes]]) -> str:
     half = len(samples) // 2
     for n, part in enumerate((samples[:half], samples[half:])):
-        members = [(f"{i}.{e}", d) for i, (x, data) in enumerate(part)
-                   for e, d in (("png", data), ("cls", x.encode()))]
+        members = [
+            (f"{i}.{e}", d)
+            for i, (x, data) in enumerate(part)
+            for e, d in (("png", data), ("cls", x.encode()))
+        ]
         tar_of(root / f"digits-{n}.tar", members)
     return "digits-{0..1}.tar"
 

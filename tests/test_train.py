@@ -37,8 +37,12 @@ def sharded(project: Path) -> tuple[Config, Paths]:
 
 def kill_after_lines(project: Path, lines: int) -> bool:
     """Start pretraining, kill -9 its process once the log has so many lines."""
-    process = subprocess.Popen([sys.executable, "-m", "ssl_core", "pretrain"], cwd=project,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssl_core", "pretrain"],
+        cwd=project,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         logs = list(project.glob("runs/pretrain/*/log.jsonl"))
@@ -101,16 +105,28 @@ def test_nan_never_reaches_the_weights(
 
 
 def test_two_ranks_train_and_export(sharded: tuple[Config, Paths], project: Path) -> None:
-    headwater("pretrain", "-s", "pretrain.processes=2", "-s", "pretrain.epochs=1",
-              "-s", "pretrain.batch_size=8", cwd=project)
+    headwater(
+        "pretrain",
+        "-s",
+        "pretrain.processes=2",
+        "-s",
+        "pretrain.epochs=1",
+        "-s",
+        "pretrain.batch_size=8",
+        cwd=project,
+    )
     product = project / "data/products/pretrain"
     rows = [json.loads(line) for line in (product / "log.jsonl").read_text().splitlines()]
     assert all(math.isfinite(r["loss"]) for r in rows)
     import timm
 
     meta = json.loads((product / "encoder.json").read_text())
-    model = timm.create_model(meta["model_name"], num_classes=0, **meta["args"],
-                              checkpoint_path=str(product / "encoder.safetensors"))
+    model = timm.create_model(
+        meta["model_name"],
+        num_classes=0,
+        **meta["args"],
+        checkpoint_path=str(product / "encoder.safetensors"),
+    )
     assert model(torch.zeros(1, 3, 32, 32)).shape[-1] == 48
 
 

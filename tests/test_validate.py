@@ -29,13 +29,22 @@ CONFIG = Config.model_validate({"validate": LIMITS, "data": {"min_side": 16, "ma
 def frame_of(count: int = 20) -> pd.DataFrame:
     """A manifest without fault."""
     digests = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(count)]
-    frame = pd.DataFrame({
-        "path": [f"p{i:03d}.png" for i in range(count)], "sha256": digests,
-        "phash": [d[:16] for d in digests], "width": 50, "height": 50, "mode": "RGB",
-        "format": "PNG", "bytes": 1000, "label": ["cat", "dog"] * (count // 2), "group": digests,
-        "source": "s", "captured_at": ["2026-01-01", "2026-01-01T10:00:00+02:00", None, None]
-        * (count // 4),
-    })
+    frame = pd.DataFrame(
+        {
+            "path": [f"p{i:03d}.png" for i in range(count)],
+            "sha256": digests,
+            "phash": [d[:16] for d in digests],
+            "width": 50,
+            "height": 50,
+            "mode": "RGB",
+            "format": "PNG",
+            "bytes": 1000,
+            "label": ["cat", "dog"] * (count // 2),
+            "group": digests,
+            "source": "s",
+            "captured_at": ["2026-01-01", "2026-01-01T10:00:00+02:00", None, None] * (count // 4),
+        }
+    )
     return frame.astype(ingest.COLUMNS)
 
 
@@ -44,10 +53,7 @@ def judge(frame: pd.DataFrame, rejected: int = 0) -> tuple[list[Outcome], pd.Dat
 
 
 def failed(outcomes: list[Outcome], severity: str | None = None) -> list[str]:
-    return [
-        o.rule.name for o in outcomes
-        if not o.success and severity in (None, o.rule.severity)
-    ]
+    return [o.rule.name for o in outcomes if not o.success and severity in (None, o.rule.severity)]
 
 
 def test_a_good_manifest_passes_every_rule() -> None:
@@ -98,7 +104,8 @@ def test_a_row_is_quarantined_once_for_its_first_fault() -> None:
     _, bad = judge(frame)
     assert bad["path"].tolist() == ["p004.png", "p005.png"]
     assert bad["reason"].tolist() == [
-        "not so: sha256 is 64 hex digits", "not so: width is at least 16 pixels",
+        "not so: sha256 is 64 hex digits",
+        "not so: width is at least 16 pixels",
     ]
 
 
@@ -107,7 +114,8 @@ def test_dates_only_warn() -> None:
     frame["captured_at"] = ["2026-06-02", "2026-06-03", "2031-01-01T00:00:00", "soon"] * 5
     outcomes, bad = judge(frame)
     assert failed(outcomes) == [
-        "captured_at is an ISO 8601 date", "captured_at is not in the future",
+        "captured_at is an ISO 8601 date",
+        "captured_at is not in the future",
     ]
     assert [o.record()["unexpected"] for o in outcomes if not o.success] == [5, 10]
     assert failed(outcomes, CRITICAL) == []
@@ -157,9 +165,7 @@ def test_quarantined_rows_count_as_lost() -> None:
     assert len(bad) == 4
     assert failed(outcomes, CRITICAL) == []  # 4 of 20
     outcomes, _ = judge(rows_broken(frame_of(), 5))
-    assert failed(outcomes, CRITICAL) == [
-        "at most 20.0% of the files are rejected or quarantined"
-    ]
+    assert failed(outcomes, CRITICAL) == ["at most 20.0% of the files are rejected or quarantined"]
     outcomes, bad = judge(rows_broken(frame_of(), 20))
     assert len(bad) == 20
     assert "at least 10 images" in failed(outcomes, CRITICAL)
@@ -205,7 +211,10 @@ def test_the_report_has_its_form_and_equal_inputs_give_equal_bytes(project: Path
     _gate.require_valid(paths)
     first = {p.name: p.read_bytes() for p in paths.validation.iterdir()}
     assert set(first) == {
-        "report.json", "quarantine.parquet", "issues.parquet", "lineage.json",
+        "report.json",
+        "quarantine.parquet",
+        "issues.parquet",
+        "lineage.json",
     }
     validate.run(cfg, paths)
     assert {p.name: p.read_bytes() for p in paths.validation.iterdir()} == first
@@ -247,7 +256,8 @@ def test_a_quarantined_row_is_not_looked_at(project: Path) -> None:
     assert (counts["quarantined"], counts["examined"]) == (1, len(frame) - 1)
     bad = pd.read_parquet(paths.validation / "quarantine.parquet")
     assert bad.to_dict("list") == {
-        "path": [frame["path"][5]], "reason": ["not so: phash is 16 hex digits"],
+        "path": [frame["path"][5]],
+        "reason": ["not so: phash is 16 hex digits"],
     }
     (project / frame["path"][6]).write_bytes(b"changed")
     with pytest.raises(HeadwaterError, match="was readable at ingest and is not now"):

@@ -34,8 +34,9 @@ PACKAGES = {  # npm name and version -> integrity as the registry states it
 
 def unpacked(package: str, work: Path) -> Path:
     """Download one npm package, check its sha512 and unpack it."""
-    done = subprocess.run(["npm", "pack", "--json", package], cwd=work, check=True,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        ["npm", "pack", "--json", package], cwd=work, check=True, capture_output=True, text=True
+    )
     file = work / json.loads(done.stdout)[0]["filename"]
     digest = hashlib.sha512(file.read_bytes()).digest()
     found = "sha512-" + base64.b64encode(digest).decode()
@@ -59,11 +60,17 @@ def glyphs(listing: list[dict]) -> pd.DataFrame:
         category = entry["category"].lower().replace(" & ", "-").replace(" ", "-")
         label = entry["subcategory"].lower().replace(" & ", "-").replace(" ", "-")
         for tone, variant in enumerate([entry, *variants]):
-            rows.append({
-                "code": variant["unified"].lower(), "group": plain(entry["unified"]),
-                "tone": tone, "category": category, "label": f"{category}/{label}",
-                "name": entry["name"].lower(), "file": variant["image"],
-            })
+            rows.append(
+                {
+                    "code": variant["unified"].lower(),
+                    "group": plain(entry["unified"]),
+                    "tone": tone,
+                    "category": category,
+                    "label": f"{category}/{label}",
+                    "name": entry["name"].lower(),
+                    "file": variant["image"],
+                }
+            )
     return pd.DataFrame(rows).drop_duplicates("code").sort_values("code", ignore_index=True)
 
 
@@ -76,7 +83,9 @@ def fit(image: Image.Image) -> Image.Image:
 def find(vendor: str, folder: Path, table: pd.DataFrame) -> dict[str, Path]:
     """code -> file of one vendor."""
     if vendor in ("google", "twitter"):
-        files = {c: folder / f"img/{vendor}/64" / f for c, f in zip(table.code, table.file, strict=True)}
+        files = {
+            c: folder / f"img/{vendor}/64" / f for c, f in zip(table.code, table.file, strict=True)
+        }
     else:
         pattern = "color/svg/*.svg" if vendor == "openmoji" else "assets/*.webp"
         known = {plain(p.stem): p for p in folder.glob(pattern)}
@@ -123,8 +132,10 @@ def main() -> None:
             write_tar(HERE / f"{vendor}.tar", files)
             print(vendor, len(files), f"{(HERE / f'{vendor}.tar').stat().st_size / 1e6:.1f} MB")
     table.drop(columns="file").to_csv(HERE / "labels.csv", index=False)
-    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}"
-            for p in sorted([*HERE.glob("*.tar"), HERE / "labels.csv"])]
+    sums = [
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}"
+        for p in sorted([*HERE.glob("*.tar"), HERE / "labels.csv"])
+    ]
     (HERE / "SHA256SUMS").write_text("\n".join(sums) + "\n")
 
 

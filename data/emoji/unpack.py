@@ -137,8 +137,13 @@ def past(world: World, table: pd.DataFrame) -> None:
             data, ext = encode(border(image) if framed else image, world.rng.random() < 0.5)
             label, what = _label(world, row.label)
             path = world.write(
-                f"data/raw/{vendor}", f"{row.code}.{ext}", data, label=label, group=row.group,
-                source=vendor, captured_at=_captured(world.rng),
+                f"data/raw/{vendor}",
+                f"{row.code}.{ext}",
+                data,
+                label=label,
+                group=row.group,
+                source=vendor,
+                captured_at=_captured(world.rng),
             )
             world.note(path, row.label, what, "border" if framed else "")
 
@@ -172,8 +177,10 @@ def broken(world: World) -> None:
     image = pose(world.art["google"]["1f600"], world.rng)
     whole, _ = encode(image, True)
     made: dict[str, tuple[bytes, str]] = {
-        "truncated": (whole[: len(whole) // 2], "jpg"), "zero-bytes": (b"", "png"),
-        "text": (b"not an image at all\n", "png"), "huge-header": (_huge(), "png"),
+        "truncated": (whole[: len(whole) // 2], "jpg"),
+        "zero-bytes": (b"", "png"),
+        "text": (b"not an image at all\n", "png"),
+        "huge-header": (_huge(), "png"),
     }
     for kind, mode, form in (("cmyk", "CMYK", "JPEG"), ("16-bit", "I;16", "PNG")):
         out = io.BytesIO()
@@ -239,8 +246,9 @@ def unpack(root: Path, share: float = 1.0, seed: int = 0) -> dict[str, int]:
     table = table[table["group"].map(lambda g: draw(f"share:{g}") < share)]
     toned = table["code"].map(lambda c: draw(f"tone:{c}") < TONED)
     table = table[(table["tone"] == 0) | toned]
-    world = World(root, table, {v: read_tar(v) for v in (*VENDORS, NEW_VENDOR)},
-                  np.random.default_rng(seed))
+    world = World(
+        root, table, {v: read_tar(v) for v in (*VENDORS, NEW_VENDOR)}, np.random.default_rng(seed)
+    )
     for folder in ("data/raw", "data/deploy/incoming", "data/deploy/labels", "data/truth"):
         shutil.rmtree(root / folder, ignore_errors=True)
     future = table["group"].map(lambda g: draw(f"future:{g}") < FUTURE)

@@ -49,8 +49,13 @@ def cluster(unit: Array, count: int, seed: int) -> Array:
 
     # faiss' own minimum of 39 points per centroid only warns; small sets are legitimate here.
     means = faiss.Kmeans(
-        unit.shape[1], min(count, len(unit)), niter=ITERATIONS, seed=seed + 1, spherical=True,
-        min_points_per_centroid=1, max_points_per_centroid=1024,
+        unit.shape[1],
+        min(count, len(unit)),
+        niter=ITERATIONS,
+        seed=seed + 1,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=1024,
         # Random starting points would fall into the largest mass and miss what is rare.
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )

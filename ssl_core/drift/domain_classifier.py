@@ -63,9 +63,7 @@ def auc(ranks: Matrix, marks: Matrix) -> Matrix:
     return result
 
 
-def score(
-    reference: Array, current: Array, rng: np.random.Generator, permutations: int
-) -> Score:
+def score(reference: Array, current: Array, rng: np.random.Generator, permutations: int) -> Score:
     """Compare (N, D) with (M, D). ``statistic`` is the held-out AUC: 0.5 means alike.
 
     Raises:
@@ -79,7 +77,9 @@ def score(
     pooled = np.concatenate([x, y])
     labels = np.r_[np.zeros(len(x), np.int64), np.ones(len(y), np.int64)]
     details: dict[str, Any] = {
-        "reference_rows": len(x), "current_rows": len(y), "permutations": permutations,
+        "reference_rows": len(x),
+        "current_rows": len(y),
+        "permutations": permutations,
         "subsampled": len(pooled) < sum(len(s) for s in sides),
     }
     features = reduce(pooled)
@@ -95,6 +95,7 @@ def score(
     hits = (margin > 0) == truth
     details |= {
         "accuracy": float((hits[truth == 0].mean() + hits[truth == 1].mean()) / 2),
-        "dimensions": features.shape[1], "held_out": len(truth),
+        "dimensions": features.shape[1],
+        "held_out": len(truth),
     }
     return Score(observed, p_value(observed, auc(ranks, marks)), len(y), details)

@@ -51,9 +51,7 @@ def mmd2(gram: Matrix, marks: Matrix) -> Matrix:
     return result
 
 
-def score(
-    reference: Array, current: Array, rng: np.random.Generator, permutations: int
-) -> Score:
+def score(reference: Array, current: Array, rng: np.random.Generator, permutations: int) -> Score:
     """Compare (N, D) with (M, D); more than ``LIMIT`` rows in all are subsampled.
 
     Raises:
@@ -66,7 +64,9 @@ def score(
     marks = relabellings(len(x), len(gram), permutations, rng)
     observed, *permuted = mmd2(gram, np.concatenate([truth, marks], axis=1))
     details = {
-        "bandwidth": bandwidth, "reference_rows": len(x), "current_rows": len(y),
+        "bandwidth": bandwidth,
+        "reference_rows": len(x),
+        "current_rows": len(y),
         "subsampled": len(x) + len(y) < sum(len(s) for s in sides),
         "permutations": permutations,
     }

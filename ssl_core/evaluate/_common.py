@@ -31,8 +31,12 @@ NAN = float("nan")
 def take(e: Embeddings, mask: Mask) -> Embeddings:
     """The rows where ``mask`` (N,) is true."""
     return replace(
-        e, features=e.features[mask], labels=e.labels[mask], sha256=e.sha256[mask],
-        groups=e.groups[mask], sources=e.sources[mask],
+        e,
+        features=e.features[mask],
+        labels=e.labels[mask],
+        sha256=e.sha256[mask],
+        groups=e.groups[mask],
+        sources=e.sources[mask],
     )
 
 
@@ -185,9 +189,7 @@ def unseen(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict)
     return found
 
 
-def by_slice(
-    train: Embeddings, test: Embeddings, cfg: Evaluate, predicted: Labels
-) -> list[Row]:
+def by_slice(train: Embeddings, test: Embeddings, cfg: Evaluate, predicted: Labels) -> list[Row]:
     """Rows of every slice for predictions (N,) of the labelled test rows."""
     found = []
     for name, mask in slices(train, test, cfg).items():

@@ -67,10 +67,15 @@ def save(head: Head, folder: Path) -> None:
     tensors = {"weight": head.weight, "bias": head.bias}
     with atomic_file(folder / WEIGHTS) as temp:
         save_file({k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, temp)
-    write_json(folder / META, {
-        **head.about, "classes": list(head.classes), "temperature": head.temperature,
-        "sha256": sha256_file(folder / WEIGHTS),
-    })
+    write_json(
+        folder / META,
+        {
+            **head.about,
+            "classes": list(head.classes),
+            "temperature": head.temperature,
+            "sha256": sha256_file(folder / WEIGHTS),
+        },
+    )
 
 
 def load(folder: Path) -> Head:

@@ -20,7 +20,9 @@ def unit(x: Array) -> Array:
 
 
 def votes(
-    train: Embeddings, features: Array, neighbours: int = NEIGHBOURS,
+    train: Embeddings,
+    features: Array,
+    neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Array:
     """Summed weights exp(cosine / T) of the nearest training rows by class: (M, C)."""

@@ -52,7 +52,6 @@ class Space:
         plain: Array = (weight[:, :-1] @ self.turn.T) / self.scale
         return plain, weight[:, -1] - plain @ self.mean
 
-
     def start(self, head: Head | None, classes: tuple[str, ...]) -> Array:
         """Where the search begins: (C, K + 1), a head's rows by class name, zero without one."""
         out = np.zeros((len(classes), len(self.energy) + 1), np.float32)
@@ -102,7 +101,11 @@ def solve(x: Array, target: Labels, energy: Array, strength: float, start: Array
     ridge = np.r_[np.full(len(energy), 1 / (strength * len(x))), 0].astype(np.float32)
     scale = np.sqrt(variance * np.r_[energy, 1] + ridge).astype(np.float32)  # (C, D + 1)
     found = minimize(
-        _objective, (start * scale).ravel(), (x, target, scale, ridge), "L-BFGS-B", jac=True,
+        _objective,
+        (start * scale).ravel(),
+        (x, target, scale, ridge),
+        "L-BFGS-B",
+        jac=True,
         options={"maxiter": STEPS, "gtol": TOLERANCE, "ftol": CHANGE},
     )
     result: Array = found.x.reshape(scale.shape).astype(np.float32) / scale
@@ -183,7 +186,8 @@ def fit(train: Embeddings, near: Head | None = None) -> Head:
         x, start = basis.into(known.features), basis.start(guide, names)
         weight = solve(x, target, basis.energy, strength, start)
     about: dict[str, Any] = {
-        "strength": strength, "images": len(known),
+        "strength": strength,
+        "images": len(known),
         "held_out_accuracy": guide.about.get("accuracy"),
     }
     return Head(*basis.back(weight), names, guide.temperature, about)

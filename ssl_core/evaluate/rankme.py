@@ -28,7 +28,13 @@ def rankme(features: Array) -> float:
 def run(train: Embeddings, test: Embeddings, cfg: Evaluate) -> list[_common.Row]:
     """One row on the test features; labels play no part."""
     value = rankme(test.features) if len(test) else _common.NAN
-    return [{
-        "slice": "all", "metric": "rankme", "value": value, "low": _common.NAN,
-        "high": _common.NAN, "n": len(test),
-    }]
+    return [
+        {
+            "slice": "all",
+            "metric": "rankme",
+            "value": value,
+            "low": _common.NAN,
+            "high": _common.NAN,
+            "n": len(test),
+        }
+    ]

@@ -125,8 +125,13 @@ def _coloured(axis: Any, points: Array, names: Names, title: str) -> None:
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, handletextpad=0.1,
-        columnspacing=0.9, markerscale=1.6,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=3,
+        fontsize=8,
+        handletextpad=0.1,
+        columnspacing=0.9,
+        markerscale=1.6,
     )
 
 
@@ -151,8 +156,13 @@ def embedding_map(features: Array, labels: Names, sources: Names, seed: int = 0)
         _coloured(axes[0], points, labels, "by class")
         _coloured(axes[1], points, sources, "by source")
         axes[1].annotate(
-            f"{kind}, {len(points)} images", (1, 1), xycoords="axes fraction", ha="right",
-            va="bottom", color=SOFT, fontsize=8.5,
+            f"{kind}, {len(points)} images",
+            (1, 1),
+            xycoords="axes fraction",
+            ha="right",
+            va="bottom",
+            color=SOFT,
+            fontsize=8.5,
         )
     return figure
 
@@ -174,8 +184,14 @@ def intervals(rows: pd.DataFrame, title: str = "") -> Figure:
             y = np.arange(len(slices)) + (i - (len(encoders) - 1) / 2) / (len(encoders) + 1)
             colour = hues[i % len(hues)]
             axis.hlines(y, part["low"], part["high"], color=colour, linewidth=2.2, alpha=0.45)
-            axis.scatter(part["value"], y, s=46 if i == 0 else 22, color=colour, zorder=3,
-                         label=short(encoder))
+            axis.scatter(
+                part["value"],
+                y,
+                s=46 if i == 0 else 22,
+                color=colour,
+                zorder=3,
+                label=short(encoder),
+            )
         axis.set_yticks(np.arange(len(slices)), [short(s) for s in slices])
         for edge in np.arange(len(slices) - 1) + 0.5:
             axis.axhline(edge, color=GRID, linewidth=0.7)
@@ -184,8 +200,13 @@ def intervals(rows: pd.DataFrame, title: str = "") -> Figure:
         axis.grid(axis="y", visible=False)
         axis.spines["left"].set_visible(False)
         axis.set_title(title)
-        axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(encoders), fontsize=8.5,
-                    handletextpad=0.1)
+        axis.legend(
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=len(encoders),
+            fontsize=8.5,
+            handletextpad=0.1,
+        )
     return figure
 
 
@@ -207,8 +228,14 @@ def timeline(history: pd.DataFrame, events: Sequence[Mapping[str, Any]] = ()) ->
             for row in axes:
                 row[0].axvline(when, color=INK, linewidth=1, linestyle=(0, (2, 2)), alpha=0.6)
             axes[0][0].annotate(
-                short(event["text"], 30), (when, 1.0), xycoords=("data", "axes fraction"),
-                xytext=(4, -2), textcoords="offset points", va="top", fontsize=8.5, color=INK,
+                short(event["text"], 30),
+                (when, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, -2),
+                textcoords="offset points",
+                va="top",
+                fontsize=8.5,
+                color=INK,
             )
         _date_axis(axes[1][0], days)
     return figure
@@ -227,11 +254,24 @@ def _date_axis(axis: Any, days: Any) -> None:
 def _evidence(axis: Any, days: Any, history: pd.DataFrame, detectors: list[str]) -> None:
     for hue, name in zip(HUES, detectors, strict=False):
         strength = -np.log10(history[name].to_numpy(float))
-        axis.plot(days, strength, color=hue, linewidth=1.4, marker="o", markersize=3.5,
-                  label=name.removeprefix("p_").replace("_", " "))
+        axis.plot(
+            days,
+            strength,
+            color=hue,
+            linewidth=1.4,
+            marker="o",
+            markersize=3.5,
+            label=name.removeprefix("p_").replace("_", " "),
+        )
     if history["alarm_at"].notna().any():
-        axis.plot(days, -np.log10(history["alarm_at"].to_numpy(float)), color=BAD, linewidth=1,
-                  linestyle="--", label="alarm")
+        axis.plot(
+            days,
+            -np.log10(history["alarm_at"].to_numpy(float)),
+            color=BAD,
+            linewidth=1,
+            linestyle="--",
+            label="alarm",
+        )
     axis.set_title("Evidence of change  (−log₁₀ p)")
     axis.set_ylim(bottom=0)
     if detectors:
@@ -240,10 +280,22 @@ def _evidence(axis: Any, days: Any, history: pd.DataFrame, detectors: list[str])
 
 def _accuracy(axis: Any, days: Any, history: pd.DataFrame) -> None:
     value = history["accuracy"].to_numpy(float)
-    axis.plot(days, history["reference"].to_numpy(float), color=SOFT, linewidth=1,
-              linestyle="--", label="reference")
-    axis.fill_between(days, history["low"].to_numpy(float), history["high"].to_numpy(float),
-                      color=ACCENT, alpha=0.15, linewidth=0)
+    axis.plot(
+        days,
+        history["reference"].to_numpy(float),
+        color=SOFT,
+        linewidth=1,
+        linestyle="--",
+        label="reference",
+    )
+    axis.fill_between(
+        days,
+        history["low"].to_numpy(float),
+        history["high"].to_numpy(float),
+        color=ACCENT,
+        alpha=0.15,
+        linewidth=0,
+    )
     axis.plot(days, value, color=ACCENT, linewidth=1.4, alpha=0.7)
     for verdict, colour in VERDICTS.items():
         mine = (history["verdict"] == verdict).to_numpy()

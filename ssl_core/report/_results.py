@@ -17,8 +17,15 @@ GROUPS = ("many", "medium", "few")
 NAMES = {"knn": "kNN", "linear": "linear probe", "rankme": "RankMe"}
 CARD = {"knn": "kNN", "linear": "Linear probe"}
 PRODUCTS = (
-    "manifest", "validation", "seed_embeddings", "curated", "shards", "pretrain", "embeddings",
-    "evaluation", "promotion",
+    "manifest",
+    "validation",
+    "seed_embeddings",
+    "curated",
+    "shards",
+    "pretrain",
+    "embeddings",
+    "evaluation",
+    "promotion",
 )
 
 
@@ -35,8 +42,10 @@ def results(paths: Paths) -> pd.DataFrame | None:
 def pick(frame: pd.DataFrame, encoder: str, measure: str, metric: str = "accuracy") -> Any:
     """One row on the whole test split, or None."""
     mine = frame[
-        (frame["encoder"] == encoder) & (frame["slice"] == "all")
-        & (frame["measure"] == measure) & (frame["metric"] == metric)
+        (frame["encoder"] == encoder)
+        & (frame["slice"] == "all")
+        & (frame["measure"] == measure)
+        & (frame["metric"] == metric)
     ]
     return mine.iloc[0] if len(mine) else None
 
@@ -49,15 +58,17 @@ def _cells(frame: pd.DataFrame) -> tuple[list[str], list[dict[str, Any]]]:
         for m, k in zip(whole["measure"], whole["metric"], strict=True)
     ]
     columns = list(dict.fromkeys(whole["column"]))
-    best = {
-        c: whole.loc[whole["column"] == c, "value"].max() for c in columns
-    }
+    best = {c: whole.loc[whole["column"] == c, "value"].max() for c in columns}
     rows = []
     for encoder, part in whole.groupby("encoder", sort=False):
         values = {r.column: r for r in part.itertuples(index=False)}
-        rows.append({"encoder": encoder, "ours": encoder == OURS, "cells": [
-            _cell(values.get(c), best[c]) for c in columns
-        ]})
+        rows.append(
+            {
+                "encoder": encoder,
+                "ours": encoder == OURS,
+                "cells": [_cell(values.get(c), best[c]) for c in columns],
+            }
+        )
     return columns, rows
 
 
@@ -67,8 +78,12 @@ def _cell(row: Any, best: float) -> dict[str, Any] | None:
     share = "accuracy" in row.metric or 0 <= row.value <= 1
     form = (lambda v: f"{100 * v:.1f}") if share else (lambda v: f"{v:.1f}")
     spread = "" if pd.isna(row.low) else f"{form(row.low)}–{form(row.high)}"
-    return {"value": form(row.value) + ("%" if share else ""), "spread": spread,
-            "best": row.value == best, "n": None if pd.isna(row.n) else int(row.n)}
+    return {
+        "value": form(row.value) + ("%" if share else ""),
+        "spread": spread,
+        "best": row.value == best,
+        "n": None if pd.isna(row.n) else int(row.n),
+    }
 
 
 def _slices(frame: pd.DataFrame, wanted: Sequence[str] | None, name: str) -> Any:
@@ -109,8 +124,12 @@ def evaluation(paths: Paths) -> Section:
     if frame is None:
         return missing("evaluate")
     columns, rows = _cells(frame)
-    return {"columns": columns, "rows": rows, "sources": _slices(frame, None, "sources"),
-            "frequency": _slices(frame, GROUPS, "frequency")}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "sources": _slices(frame, None, "sources"),
+        "frequency": _slices(frame, GROUPS, "frequency"),
+    }
 
 
 def seeds(paths: Paths) -> list[dict[str, Any]]:
@@ -137,11 +156,15 @@ def _forest(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     usable = [(k, v) for k, v in rows if all(_number(v.get(x)) for x in needed)]
     reach = max((abs(v[x]) for _, v in usable for x in ("low", "high")), default=0) * 1.08 or 1
     return [
-        {"name": _plain(k), "text": f"{100 * v['difference']:+.1f} pp",
-         "spread": f"{100 * v['low']:+.1f} to {100 * v['high']:+.1f}",
-         "at": 50 + 50 * v["difference"] / reach, "from": 50 + 50 * v["low"] / reach,
-         "width": 50 * (v["high"] - v["low"]) / reach,
-         "tone": "good" if v["low"] > 0 else "bad" if v["high"] < 0 else "flat"}
+        {
+            "name": _plain(k),
+            "text": f"{100 * v['difference']:+.1f} pp",
+            "spread": f"{100 * v['low']:+.1f} to {100 * v['high']:+.1f}",
+            "at": 50 + 50 * v["difference"] / reach,
+            "from": 50 + 50 * v["low"] / reach,
+            "width": 50 * (v["high"] - v["low"]) / reach,
+            "tone": "good" if v["low"] > 0 else "bad" if v["high"] < 0 else "flat",
+        }
         for k, v in usable
     ]
 
@@ -168,14 +191,19 @@ def events(paths: Paths, history: pd.DataFrame) -> list[dict[str, str]]:
 def deployment(paths: Paths, history: pd.DataFrame) -> Section:
     """Timeline and the latest verdicts."""
     if not len(history):
-        return {"missing": "No day has been judged yet: run `headwater predict` and "
-                           "`headwater monitor` for a date."}
+        return {
+            "missing": "No day has been judged yet: run `headwater predict` and "
+            "`headwater monitor` for a date."
+        }
     dated = events(paths, history)
     latest = history.iloc[::-1].head(14).to_dict("records")
     counts = history["verdict"].value_counts()
-    return {"timeline": drawing(_figures.timeline(history, dated), "timeline"), "days": latest,
-            "counts": {k: int(counts.get(k, 0)) for k in ("ok", "drift", "harm")},
-            "total": len(history)}
+    return {
+        "timeline": drawing(_figures.timeline(history, dated), "timeline"),
+        "days": latest,
+        "counts": {k: int(counts.get(k, 0)) for k in ("ok", "drift", "harm")},
+        "total": len(history),
+    }
 
 
 def lineage(paths: Paths) -> list[dict[str, Any]]:
@@ -187,12 +215,20 @@ def lineage(paths: Paths) -> list[dict[str, Any]]:
         file = getattr(paths, name) / LINEAGE
         if file.exists():
             record = read_json(file)
-            rows.append({
-                "product": name, "stage": record["stage"], "version": record["version"],
-                "sha256": sha256_file(file), "config": record["config_sha256"],
-                "inputs": record["inputs"], "files": len(record["outputs"]),
-                "counts": {k: v for k, v in record["counts"].items() if not isinstance(v, dict)},
-            })
+            rows.append(
+                {
+                    "product": name,
+                    "stage": record["stage"],
+                    "version": record["version"],
+                    "sha256": sha256_file(file),
+                    "config": record["config_sha256"],
+                    "inputs": record["inputs"],
+                    "files": len(record["outputs"]),
+                    "counts": {
+                        k: v for k, v in record["counts"].items() if not isinstance(v, dict)
+                    },
+                }
+            )
     return rows
 
 
@@ -226,20 +262,33 @@ def _scores(paths: Paths) -> list[dict[str, str]]:
         row = pick(frame, OURS, measure)
         if row is not None:
             spread = "" if pd.isna(row.low) else f"95% {row.low:.1%} – {row.high:.1%}"
-            found.append({"label": f"{CARD[measure]} accuracy", "value": f"{row.value:.1%}",
-                          "note": spread, "tone": "plain"})
+            found.append(
+                {
+                    "label": f"{CARD[measure]} accuracy",
+                    "value": f"{row.value:.1%}",
+                    "note": spread,
+                    "tone": "plain",
+                }
+            )
     measure = "linear" if pick(frame, OURS, "linear") is not None else "knn"
     ours = pick(frame, OURS, measure)
     rest = {e: pick(frame, e, measure) for e in frame["encoder"].unique() if e != OURS}
     gaps = [
         (e, 100 * (ours.value - r.value))
-        for e, r in rest.items() if r is not None and ours is not None
+        for e, r in rest.items()
+        if r is not None and ours is not None
     ]
     if gaps:
         name, gap = min(gaps, key=lambda g: g[1])
         others = ", ".join(f"{e} {g:+.1f}" for e, g in gaps)
-        found.append({"label": f"Margin over {name}", "value": f"{gap:+.1f} pp", "note": others,
-                      "tone": "good" if gap > 0 else "bad"})
+        found.append(
+            {
+                "label": f"Margin over {name}",
+                "value": f"{gap:+.1f} pp",
+                "note": others,
+                "tone": "good" if gap > 0 else "bad",
+            }
+        )
     return found
 
 
@@ -248,5 +297,9 @@ def _watch(history: pd.DataFrame) -> dict[str, str]:
         return {"label": "Deployment", "value": "–", "note": "no day judged yet", "tone": "flat"}
     last = history.iloc[-1]
     tone = {"ok": "good", "drift": "warm", "harm": "bad"}.get(last["verdict"], "flat")
-    return {"label": "Deployment", "value": str(last["verdict"]),
-            "note": f"on {last['date']}; {len(history)} days judged", "tone": tone}
+    return {
+        "label": "Deployment",
+        "value": str(last["verdict"]),
+        "note": f"on {last['date']}; {len(history)} days judged",
+        "tone": tone,
+    }

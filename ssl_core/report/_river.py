@@ -52,7 +52,8 @@ def _loss(x: float, y: float, height: float, words: str, place: float) -> str:
     count, _, reason = words.partition(" ")
     middle = place - height / 2
     return (
-        f'<path d="{path}" class="loss"/>' + _text(middle, foot + 14, count, "n", "middle")
+        f'<path d="{path}" class="loss"/>'
+        + _text(middle, foot + 14, count, "n", "middle")
         + _text(middle, foot + 28, reason, "why", "middle")
     )
 
@@ -63,8 +64,10 @@ def _fork(x: float, total: float, ends: Sequence[tuple[str, int]], low: float) -
     scale = (low - TOP) / max(total, 1)
     for i, (name, count) in enumerate(ends):
         height = max(count * scale, LEAST)
-        out.append(f'<path d="{_band(x, WIDTH - 92, y, place, y + height, place + height)}" '
-                   f'class="water end{i}"/>')
+        out.append(
+            f'<path d="{_band(x, WIDTH - 92, y, place, y + height, place + height)}" '
+            f'class="water end{i}"/>'
+        )
         middle = place + height / 2
         out.append(_text(WIDTH - 84, middle - 1, f"{count:,}", "n"))
         out.append(_text(WIDTH - 84, middle + 13, name, "why"))
@@ -82,8 +85,10 @@ def river(reaches: Sequence[Reach], ends: Sequence[tuple[str, int]]) -> Markup:
         low0 = TOP + max(reach.count / first * STREAM, LEAST)
         left = reach.count - sum(n for _, n in reach.losses)
         low1 = TOP + max(left / first * STREAM, LEAST)
-        parts.append(f'<path d="M{x0:.1f},{TOP} H{x1 + 0.5:.1f} V{low1:.1f} H{x1 - 1:.1f} '
-                     f'V{low0:.1f} H{x0:.1f} Z" class="water"/>')
+        parts.append(
+            f'<path d="M{x0:.1f},{TOP} H{x1 + 0.5:.1f} V{low1:.1f} H{x1 - 1:.1f} '
+            f'V{low0:.1f} H{x0:.1f} Z" class="water"/>'
+        )
         parts.append(_text(x0 + 8, TOP - 20, f"{reach.count:,}", "n"))
         parts.append(_text(x0 + 8, TOP - 7, reach.name, "why"))
         y = low1

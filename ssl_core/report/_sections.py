@@ -74,10 +74,10 @@ def rejects(paths: Paths) -> Section:
         hidden = row.reason in UNSHOWN
         thumb = None if hidden else _images.from_disk(str(row.path), paths.root)
         name = str(row.path).replace("::", "/").rpartition("/")[2]
-        shown.append({"name": name, "reason": row.reason, "detail": row.detail,
-                      "image": _images.uri(thumb)})
-    return {"counts": [(k, int(v)) for k, v in counts.items()], "shown": shown,
-            "total": len(frame)}
+        shown.append(
+            {"name": name, "reason": row.reason, "detail": row.detail, "image": _images.uri(thumb)}
+        )
+    return {"counts": [(k, int(v)) for k, v in counts.items()], "shown": shown, "total": len(frame)}
 
 
 def validation(paths: Paths) -> Section:
@@ -87,8 +87,9 @@ def validation(paths: Paths) -> Section:
         return missing("validate")
     found = read_json(file)
     rank = {"critical": 0, "warning": 1}
-    rules = sorted(found.get("expectations", []),
-                   key=lambda e: (e["success"], rank.get(e["severity"], 2)))
+    rules = sorted(
+        found.get("expectations", []), key=lambda e: (e["success"], rank.get(e["severity"], 2))
+    )
     issues = sorted(found.get("issues", {}).items(), key=lambda kv: -kv[1])
     return {"success": found["success"], "rules": rules, "issues": [i for i in issues if i[1]]}
 
@@ -122,13 +123,18 @@ def training(paths: Paths) -> Section:
     lineage = _lineage(paths.pretrain / "lineage.json")
     config = lineage.get("config", {})
     facts = {
-        "method": meta.get("method"), "backbone": meta["model_name"], "steps": len(log),
-        "batch": config.get("batch_size"), "epochs": config.get("epochs"),
+        "method": meta.get("method"),
+        "backbone": meta["model_name"],
+        "steps": len(log),
+        "batch": config.get("batch_size"),
+        "epochs": config.get("epochs"),
         "image": f"{meta['image_size']} px",
         "loss": f"{log[0]['loss']:.3f} → {np.mean([r['loss'] for r in log[-10:]]):.3f}",
     }
-    return {"facts": {k: v for k, v in facts.items() if v is not None},
-            "curves": drawing(_figures.curves(log), "curves")}
+    return {
+        "facts": {k: v for k, v in facts.items() if v is not None},
+        "curves": drawing(_figures.curves(log), "curves"),
+    }
 
 
 def _lineage(file: Any) -> Mapping[str, Any]:
@@ -153,8 +159,16 @@ def retrieval(paths: Paths, seed: int) -> Section:
         return missing("embed")
     store = _images.Shards(paths.shards)
     rows = [
-        [{"image": _images.uri(store.get(h.key)), "label": h.label, "source": h.source,
-          "right": h.right, "cosine": h.cosine} for h in (query, *hits)]
+        [
+            {
+                "image": _images.uri(store.get(h.key)),
+                "label": h.label,
+                "source": h.source,
+                "right": h.right,
+                "cosine": h.cosine,
+            }
+            for h in (query, *hits)
+        ]
         for query, hits in _select.retrieval(paths.embeddings, seed=seed)
     ]
     signs = [bool(cell["right"]) for row in rows for cell in row[1:] if cell["right"] is not None]
@@ -168,5 +182,7 @@ def patches(paths: Paths, seed: int) -> Section:
     pairs = _select.patch_maps(paths.pretrain, paths.shards, 9, seed)
     if not pairs:
         return {"missing": "This encoder's patch grid is too coarse to draw."}
-    return {"pairs": [(_images.uri(a), _images.png_uri(b)) for a, b in pairs],
-            "grid": "{} × {}".format(*pairs[0][1].shape[:2])}
+    return {
+        "pairs": [(_images.uri(a), _images.png_uri(b)) for a, b in pairs],
+        "grid": "{} × {}".format(*pairs[0][1].shape[:2]),
+    }

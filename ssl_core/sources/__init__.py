@@ -31,6 +31,7 @@ def listing(location: str, root: Path) -> Iterator[Item]:
             return items
     kinds = ", ".join(plugins.names("sources"))
     raise HeadwaterError(
-        f"source '{location}'", f"does not exist and is of no known kind ({kinds})",
+        f"source '{location}'",
+        f"does not exist and is of no known kind ({kinds})",
         "name a folder, a .csv or .parquet manifest, a .tar or {000..003}.tar, or s3://bucket/prefix",
     )

@@ -40,8 +40,11 @@ class Item:
     def described(self, row: Row, source: str) -> Item:
         """This image with what a table says; ``source`` where the table gives none."""
         return replace(
-            self, label=row.get("label"), group=row.get("group"),
-            source=row.get("source") or source, captured_at=row.get("captured_at"),
+            self,
+            label=row.get("label"),
+            group=row.get("group"),
+            source=row.get("source") or source,
+            captured_at=row.get("captured_at"),
         )
 
 
@@ -133,9 +136,7 @@ class Tables:
 
     def governs(self, path: str) -> bool:
         """Whether some table lies above this file."""
-        return "" in self.folders or any(
-            path.startswith(f"{folder}/") for folder in self.folders
-        )
+        return "" in self.folders or any(path.startswith(f"{folder}/") for folder in self.folders)
 
     def row(self, path: str) -> Row:
         """What is known of a file. Without any table above it, its folder is its label."""
@@ -152,9 +153,7 @@ class Tables:
                 yield path, Reject("missing-file", f"{METADATA} names it and it is not there")
 
 
-def join(
-    files: Mapping[str, Item], tables: Tables, name: str, prefix: str
-) -> Iterator[Item]:
+def join(files: Mapping[str, Item], tables: Tables, name: str, prefix: str) -> Iterator[Item]:
     """Items by path within a source, with what its tables say; then the tables' own problems.
 
     ``name`` stands in for a source that no table gives, ``prefix`` + path is a ref.

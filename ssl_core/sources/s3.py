@@ -31,7 +31,7 @@ def _objects(location: str, bucket: str, prefix: str) -> Iterator[tuple[str, str
             size = {"PageSize": PAGE}
             for page in lister.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=size):
                 for found in page.get("Contents", ()):
-                    yield found["Key"][len(prefix):], f"{found['ETag']}:{found['Size']}"
+                    yield found["Key"][len(prefix) :], f"{found['ETag']}:{found['Size']}"
     except Reject:  # a 404 to a listing means the bucket
         rule, fix = "its bucket does not exist", "check data.sources and AWS_ENDPOINT_URL"
         raise HeadwaterError(location, rule, fix) from None

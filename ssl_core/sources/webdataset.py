@@ -18,7 +18,18 @@ from ..images import Reject, read_bytes, tar_members, unsafe
 from ._item import Item, Row, known, ref_of, refused, text, version_of
 
 ENDINGS = {
-    "jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif",
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "jp2",
+    "avif",
 }
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_SIDECAR = 2**20
@@ -37,7 +48,7 @@ def expand(location: str) -> list[str]:
     first, last = found.groups()
     numbers = range(int(first), int(last) + 1)
     names = (location[: found.start()] + f"{n:0{len(first)}d}" for n in numbers)
-    return [whole for name in names for whole in expand(name + location[found.end():])]
+    return [whole for name in names for whole in expand(name + location[found.end() :])]
 
 
 def split_key(name: str) -> tuple[str, str]:

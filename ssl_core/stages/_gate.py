@@ -19,10 +19,12 @@ def require_valid(paths: Paths) -> None:
     report = read_json(file)
     if not report["success"]:
         failed = [
-            e["name"] for e in report["expectations"]
+            e["name"]
+            for e in report["expectations"]
             if not e["success"] and e["severity"] == "critical"
         ]
         raise HeadwaterError(
-            ", ".join(failed) or "validation", f"failed ({file})",
+            ", ".join(failed) or "validation",
+            f"failed ({file})",
             "mend the data or the limits under 'validate' in params.yaml, then run again",
         )

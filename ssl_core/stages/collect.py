@@ -54,12 +54,17 @@ def rows_of(cfg: Config, paths: Paths, date: str) -> pd.DataFrame:
     labels = read_labels(cfg, paths, date)
     known = pd.DataFrame(columns=["path", "label", "group"]) if labels is None else labels
     known = known.reindex(columns=["path", "label", "group"]).set_index("path")
-    return pd.DataFrame({
-        "ref": frame["path"], "sha256": frame["sha256"], "path": date + "/" + inside,
-        "label": inside.map(known["label"]).astype("str").fillna(""),
-        "group": inside.map(known["group"]).astype("str").fillna(""),
-        "source": SOURCE, "captured_at": date,
-    })
+    return pd.DataFrame(
+        {
+            "ref": frame["path"],
+            "sha256": frame["sha256"],
+            "path": date + "/" + inside,
+            "label": inside.map(known["label"]).astype("str").fillna(""),
+            "group": inside.map(known["group"]).astype("str").fillna(""),
+            "source": SOURCE,
+            "captured_at": date,
+        }
+    )
 
 
 def copy(row: Any, root: Path, out: Path) -> None:
@@ -107,7 +112,9 @@ def run(cfg: Config, paths: Paths, dates: list[str], key: str) -> dict[str, Any]
         labelled = int((table["label"] != "").sum())
         report.log(f"{len(table)} images, {labelled} labelled, in {folder}")
     return {
-        "images": len(table), "labelled": labelled, "days": len(set(dates)),
+        "images": len(table),
+        "labelled": labelled,
+        "days": len(set(dates)),
         "folder": folder.relative_to(paths.root).as_posix(),
         "content": sha256_json(sorted(table["sha256"])),
     }

@@ -26,8 +26,11 @@ def load_frame(paths: Paths) -> pd.DataFrame:
     bad = pd.read_parquet(paths.validation / "quarantine.parquet")
     quarantined = frame["path"].isin(bad["path"])
     return frame.assign(
-        dup_group=np.int64(-1), dup_of=pd.Series(pd.NA, frame.index, dtype="str"),
-        cluster=np.int64(-1), split="train", keep=~quarantined,
+        dup_group=np.int64(-1),
+        dup_of=pd.Series(pd.NA, frame.index, dtype="str"),
+        cluster=np.int64(-1),
+        split="train",
+        keep=~quarantined,
         reason=np.where(quarantined, "quarantine", ""),
     )
 
@@ -61,9 +64,7 @@ def load_steps(names: tuple[str, ...]) -> list[tuple[str, ModuleType]]:
     return steps
 
 
-def curate(
-    frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter
-) -> pd.DataFrame:
+def curate(frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter) -> pd.DataFrame:
     """Run the steps. The split is known to each of them and final after the last."""
     for name, step in load_steps(cfg.curate.steps):
         frame["split"] = assign_split(frame, cfg.data.test_fraction)
@@ -79,7 +80,8 @@ def require_both(frame: pd.DataFrame) -> None:
     for split in ("train", "test"):
         if not (frame["keep"] & (frame["split"] == split)).any():
             raise HeadwaterError(
-                f"split '{split}'", "holds no image",
+                f"split '{split}'",
+                "holds no image",
                 "add images of more groups, or change data.test_fraction",
             )
 
@@ -101,7 +103,8 @@ def summarise(frame: pd.DataFrame) -> dict[str, Any]:
     pool = (frame["split"] == "train") & (kept | (frame["reason"] == "balance"))
     return {
         "counts": {
-            "images": len(frame), "kept": int(kept.sum()),
+            "images": len(frame),
+            "kept": int(kept.sum()),
             "train": int((kept & (frame["split"] == "train")).sum()),
             "test": int((kept & (frame["split"] == "test")).sum()),
             "dropped": _histogram(frame.loc[~kept, "reason"]),
@@ -134,7 +137,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         config = cfg.section("curate") | cfg.section("seed")
         config["test_fraction"] = cfg.data.test_fraction
         inputs = {
-            "manifest": paths.manifest, "validation": paths.validation,
+            "manifest": paths.manifest,
+            "validation": paths.validation,
             "seed_embeddings": paths.seed_embeddings,
         }
         counts: dict[str, Any] = summary["counts"]

@@ -42,10 +42,17 @@ def predictions(head: _head.Head, test: Embeddings) -> pd.DataFrame:
     known = test.labels >= 0
     label = pd.Series([test.classes[i] if i >= 0 else None for i in test.labels], dtype="str")
     correct = pd.Series(name == label.to_numpy(object), dtype="boolean").where(known)
-    return pd.DataFrame({
-        "sha256": test.sha256, "group": test.groups, "source": test.sources, "label": label,
-        "prediction": name, "confidence": confidence, "correct": correct,
-    })
+    return pd.DataFrame(
+        {
+            "sha256": test.sha256,
+            "group": test.groups,
+            "source": test.sources,
+            "label": label,
+            "prediction": name,
+            "confidence": confidence,
+            "correct": correct,
+        }
+    )
 
 
 def measure(
@@ -60,8 +67,9 @@ def measure(
             found = plugins.load("evaluate", kind).run(train, test, cfg.evaluate)
         rows += [{"encoder": name, "measure": kind, **row} for row in found]
         main = next(r for r in found if r["slice"] == "all")
-        report.log(f"{name} {kind} {main['value']:.3f}", encoder=name, measure=kind,
-                   value=main["value"])
+        report.log(
+            f"{name} {kind} {main['value']:.3f}", encoder=name, measure=kind, value=main["value"]
+        )
     return rows, head
 
 
@@ -111,8 +119,13 @@ def seed_features(paths: Paths, whole: Embeddings) -> Array:
 
 
 def _measure_all(
-    cfg: Config, paths: Paths, whole: Embeddings, is_train: NDArray[np.bool_], names: list[str],
-    report: Reporter, out: Path,
+    cfg: Config,
+    paths: Paths,
+    whole: Embeddings,
+    is_train: NDArray[np.bool_],
+    names: list[str],
+    report: Reporter,
+    out: Path,
 ) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
     """Rows of all encoders, and what each one's head says of the test split; ours is saved.
 
@@ -163,11 +176,18 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         table = pd.DataFrame(rows)[COLUMNS]
         table.to_parquet(out / "results.parquet", index=False)
         write_json(out / "metrics.json", summary(table))
-        counts = {"train": int(is_train.sum()), "test": int((~is_train).sum()),
-                  "classes": len(np.unique(whole.labels[whole.labels >= 0]))}
+        counts = {
+            "train": int(is_train.sum()),
+            "test": int((~is_train).sum()),
+            "classes": len(np.unique(whole.labels[whole.labels >= 0])),
+        }
         config = cfg.section("evaluate") | cfg.section("seed")
-        inputs = {"shards": paths.shards, "pretrain": paths.pretrain,
-                  "embeddings": paths.embeddings, "manifest": paths.manifest,
-                  "seed_embeddings": paths.seed_embeddings}
+        inputs = {
+            "shards": paths.shards,
+            "pretrain": paths.pretrain,
+            "embeddings": paths.embeddings,
+            "manifest": paths.manifest,
+            "seed_embeddings": paths.seed_embeddings,
+        }
         write_lineage(out, "evaluate", config, inputs, counts)
     return counts | summary(table)

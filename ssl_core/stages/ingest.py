@@ -24,9 +24,18 @@ from ..progress import Reporter
 from ..sources import Item
 
 COLUMNS = {
-    "path": "str", "sha256": "str", "phash": "str", "width": "int64", "height": "int64",
-    "mode": "str", "format": "str", "bytes": "int64", "label": "str", "group": "str",
-    "source": "str", "captured_at": "str",
+    "path": "str",
+    "sha256": "str",
+    "phash": "str",
+    "width": "int64",
+    "height": "int64",
+    "mode": "str",
+    "format": "str",
+    "bytes": "int64",
+    "label": "str",
+    "group": "str",
+    "source": "str",
+    "captured_at": "str",
 }
 REJECTS = {"path": "str", "reason": "str", "detail": "str"}
 CACHE = {"path": "str", "version": "str", "rules": "int64"} | {
@@ -71,7 +80,8 @@ def write_cache(file: Path, found: list[Found], now: float) -> None:
     """Keep the facts of files whose version is known and settled."""
     rows = [
         {"path": f.item.ref, "version": f.item.version, "rules": RULES} | asdict(f.facts)
-        for f in found if f.facts and _settled(f.item.version, now)
+        for f in found
+        if f.facts and _settled(f.item.version, now)
     ]
     with atomic_file(file) as temp:
         _frame(rows, CACHE).to_parquet(temp, engine="pyarrow", index=False)
@@ -113,10 +123,16 @@ def _row(found: Found) -> dict[str, Any]:
     """A line of the manifest. An image of no known group is its own, together with its copies."""
     item, facts = found.item, found.facts
     assert facts is not None
-    return {"path": item.ref} | asdict(facts) | {
-        "label": item.label, "group": item.group or facts.sha256, "source": item.source,
-        "captured_at": day(item.captured_at),
-    }
+    return (
+        {"path": item.ref}
+        | asdict(facts)
+        | {
+            "label": item.label,
+            "group": item.group or facts.sha256,
+            "source": item.source,
+            "captured_at": day(item.captured_at),
+        }
+    )
 
 
 # ---- the whole ---------------------------------------------------------------------------------
@@ -163,7 +179,8 @@ def tables(found: list[Found]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = [_row(f) for f in found if f.facts]
     refused = [
         {"path": f.item.ref, "reason": f.reject.reason, "detail": f.reject.detail[:DETAIL]}
-        for f in found if f.reject
+        for f in found
+        if f.reject
     ]
     manifest = _frame(rows, COLUMNS).sort_values("path", ignore_index=True)
     rejects = _frame(refused, REJECTS).sort_values(list(REJECTS), ignore_index=True)
@@ -174,10 +191,13 @@ def count(found: list[Found], manifest: pd.DataFrame, rejects: pd.DataFrame) -> 
     """What came in, what was kept and why not the rest."""
     dated = [f.item.captured_at for f in found if f.facts and f.item.captured_at]
     return {
-        "found": len(found), "kept": len(manifest), "rejected": len(rejects),
+        "found": len(found),
+        "kept": len(manifest),
+        "rejected": len(rejects),
         "by_reason": dict(sorted(Counter(rejects["reason"].tolist()).items())),
         "unlabelled": int(manifest["label"].isna().sum()),
-        "classes": int(manifest["label"].nunique()), "groups": int(manifest["group"].nunique()),
+        "classes": int(manifest["label"].nunique()),
+        "groups": int(manifest["group"].nunique()),
         "by_source": dict(sorted(Counter(manifest["source"].tolist()).items())),
         "bytes": int(manifest["bytes"].sum()),
         "bad_captured_at": sum(day(text) is None for text in dated),
@@ -216,6 +236,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         write_cache(cache, found, began)
         reused = sum((f.item.ref, f.item.version) in known for f in found if f.facts)
         text = ", ".join(f"{n} {reason}" for reason, n in counts["by_reason"].items())
-        report.log(f"{counts['kept']} of {counts['found']} kept, {reused} seen before; "
-                   f"rejected: {text or 'none'}", reused=reused)
+        report.log(
+            f"{counts['kept']} of {counts['found']} kept, {reused} seen before; "
+            f"rejected: {text or 'none'}",
+            reused=reused,
+        )
     return counts | {"reused": reused}

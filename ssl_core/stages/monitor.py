@@ -139,14 +139,19 @@ def detect(cfg: Config, date: str, reference: Array, current: Array) -> dict[str
         rng = np.random.default_rng(seed)
         found = plugins.load("drift", name).score(reference, current, rng, cfg.deploy.permutations)
         scores[name] = {
-            "statistic": found.statistic, "p_value": found.p_value, "n": found.n,
+            "statistic": found.statistic,
+            "p_value": found.p_value,
+            "n": found.n,
             "details": found.details,
         }
     return scores
 
 
 def accuracy(
-    cfg: Config, frame: pd.DataFrame, labels: pd.DataFrame | None, reference: pd.DataFrame,
+    cfg: Config,
+    frame: pd.DataFrame,
+    labels: pd.DataFrame | None,
+    reference: pd.DataFrame,
     date: str,
 ) -> dict[str, Any] | None:
     """Accuracy where labels have come, beside the reference's; None without any label.
@@ -167,9 +172,16 @@ def accuracy(
     low, high = wilson(value * n, n)
     down, up = newcombe(value * n, n, float(known.sum()), len(known))
     return {
-        "value": value, "low": low, "high": high, "n": len(joined), "groups": n,
-        "reference": float(known.mean()), "reference_n": len(known),
-        "difference": value - float(known.mean()), "difference_low": down, "difference_high": up,
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": len(joined),
+        "groups": n,
+        "reference": float(known.mean()),
+        "reference_n": len(known),
+        "difference": value - float(known.mean()),
+        "difference_low": down,
+        "difference_high": up,
     }
 
 
@@ -185,8 +197,12 @@ def inputs(cfg: Config, frame: pd.DataFrame, rejected: int) -> dict[str, Any]:
     share = rejected / total if total else 0.0
     distinct = int(frame["sha256"].nunique())
     return {
-        "images": total, "rejected": rejected, "reject_share": share, "distinct": distinct,
-        "broken": not len(frame) or share > cfg.validate_.max_reject_share
+        "images": total,
+        "rejected": rejected,
+        "reject_share": share,
+        "distinct": distinct,
+        "broken": not len(frame)
+        or share > cfg.validate_.max_reject_share
         or distinct < len(frame) / 2,
     }
 
@@ -230,9 +246,19 @@ def judge(cfg: Config, paths: Paths, date: str) -> dict[str, Any]:
     found = inputs(cfg, frame, rejected)
     if not len(frame):
         reason = _say_inputs(found) + "Nothing was predicted."
-        return {"date": date, "model": None, "scores": {}, "accuracy": None, "inputs": found,
-                "confidence": None, "drift": False, "harm": False, "verdict": "ok",
-                "reason": reason, "alarm_at": level}
+        return {
+            "date": date,
+            "model": None,
+            "scores": {},
+            "accuracy": None,
+            "inputs": found,
+            "confidence": None,
+            "drift": False,
+            "harm": False,
+            "verdict": "ok",
+            "reason": reason,
+            "alarm_at": level,
+        }
     model = str(frame["model"].iloc[0])
     reference = read_reference(paths, model)
     enough = min(len(frame), len(reference)) >= LEAST
@@ -242,11 +268,18 @@ def judge(cfg: Config, paths: Paths, date: str) -> dict[str, Any]:
     harm = harmed(cfg.deploy, right)
     sure, was = float(frame["confidence"].mean()), float(reference["confidence"].mean())
     return {
-        "date": date, "model": model, "scores": scores, "accuracy": right, "inputs": found,
+        "date": date,
+        "model": model,
+        "scores": scores,
+        "accuracy": right,
+        "inputs": found,
         "confidence": {"value": sure, "reference": was, "drop": was - sure},
-        "drift": drift, "harm": harm,
+        "drift": drift,
+        "harm": harm,
         "verdict": "harm" if harm else "drift" if drift else "ok",
-        "reason": _say_inputs(found) + _say_drift(scores, drift, level, len(frame)) + " "
+        "reason": _say_inputs(found)
+        + _say_drift(scores, drift, level, len(frame))
+        + " "
         + _say_harm(cfg.deploy, right),
         "alarm_at": level,
     }

@@ -93,20 +93,31 @@ def name(model: Model, good: list[Seen]) -> pd.DataFrame:
     mean, std = tuple(model.meta["mean"]), tuple(model.meta["std"])
     found = embed.forward(model.encoder, stack, mean, std)
     prediction, confidence = model.head.predict(found)
-    return pd.DataFrame({
-        "path": [s.path for s in good], "sha256": [s.sha256 for s in good],
-        "embedding": list(found), "prediction": prediction, "confidence": confidence,
-        "model": model.id,
-    })
+    return pd.DataFrame(
+        {
+            "path": [s.path for s in good],
+            "sha256": [s.sha256 for s in good],
+            "embedding": list(found),
+            "prediction": prediction,
+            "confidence": confidence,
+            "model": model.id,
+        }
+    )
 
 
 def empty() -> pd.DataFrame:
     """The log of a day without images: the same columns and types."""
     text = pd.Series(dtype="str")
-    return pd.DataFrame({
-        "path": text, "sha256": text, "embedding": pd.Series(dtype=object), "prediction": text,
-        "confidence": pd.Series(dtype=np.float32), "model": text,
-    })
+    return pd.DataFrame(
+        {
+            "path": text,
+            "sha256": text,
+            "embedding": pd.Series(dtype=object),
+            "prediction": text,
+            "confidence": pd.Series(dtype=np.float32),
+            "model": text,
+        }
+    )
 
 
 def with_labels(frame: pd.DataFrame, cfg: Config, paths: Paths, date: str) -> pd.DataFrame:
@@ -170,8 +181,11 @@ def run(cfg: Config, paths: Paths, date: str, model: str = "") -> dict[str, Any]
         frame, rejects = serve(cfg, paths, chosen, refs, report)
         with_labels(frame, cfg, paths, date).to_parquet(out / "part-0.parquet", index=False)
         rejects.to_parquet(out / "rejects.parquet", index=False)
-        counts = {"images": len(frame), "rejected": len(rejects),
-                  "content": sha256_json(sorted(frame["sha256"]))}
+        counts = {
+            "images": len(frame),
+            "rejected": len(rejects),
+            "content": sha256_json(sorted(frame["sha256"])),
+        }
         inputs = {"model": registry.path(paths.registry, chosen.id) / registry.CARD}
         settings = {"incoming": cfg.deploy.incoming, "date": date}
         write_lineage(out, "predict", settings, inputs, counts)

@@ -126,9 +126,14 @@ def compare(frame: pd.DataFrame, cfg: Promote, level: float, seed: int) -> Slice
     value, low, high = _common.difference(gain, groups, cfg.bootstrap, level, seed)
     alone = not np.isfinite([low, high]).all()  # one group: no interval, and no NaN in JSON
     return {
-        "difference": value, "low": None if alone else low, "high": None if alone else high,
-        "n": len(frame), "groups": int(frame["group"].nunique()), "level": level,
-        "candidate": float(frame["correct"].mean()), "opponent": float(frame["other"].mean()),
+        "difference": value,
+        "low": None if alone else low,
+        "high": None if alone else high,
+        "n": len(frame),
+        "groups": int(frame["group"].nunique()),
+        "level": level,
+        "candidate": float(frame["correct"].mean()),
+        "opponent": float(frame["other"].mean()),
     }
 
 
@@ -166,16 +171,15 @@ def _say(found: Slice) -> str:
     )
 
 
-def judge(
-    trial: Trial, whole: Slice, slices: dict[str, Slice], margin: float
-) -> tuple[bool, str]:
+def judge(trial: Trial, whole: Slice, slices: dict[str, Slice], margin: float) -> tuple[bool, str]:
     """The rule, and a sentence that gives the numbers it rests on."""
     places = {"all test images": whole} | {
         f"{k.partition(':')[2]}, new to the champion": s for k, s in slices.items() if s["new"]
     }
     gains = [f"{name} ({_say(s)})" for name, s in places.items() if better(s)]
     harmed = [
-        f"{k.partition(':')[2]} ({_say(s)})" for k, s in slices.items()
+        f"{k.partition(':')[2]} ({_say(s)})"
+        for k, s in slices.items()
         if trial.known is not None and not s["new"] and worse(s, margin)
     ]
     note = f" Left out: {trial.excluded} test images the champion trained on." * bool(
@@ -187,8 +191,12 @@ def judge(
     if harmed:
         limit = f"worse by more than {100 * margin:g} points on {' and on '.join(harmed)}"
         return False, f"{gain}, but {limit}.{note}"
-    return True, f"{gain}; not proven worse on any known source.{note}" if trial.known is not None \
-        else f"{gain}."
+    return (
+        True,
+        f"{gain}; not proven worse on any known source.{note}"
+        if trial.known is not None
+        else f"{gain}.",
+    )
 
 
 # ---- the registry's files ----------------------------------------------------------------------
@@ -202,8 +210,16 @@ def reference(cfg: Deploy, paths: Paths) -> pd.DataFrame:
     drawn = frame.sort_values("sha256").drop_duplicates("group").head(cfg.reference)
     features = test.features[place[drawn["sha256"]].to_numpy()]
     drawn = drawn.assign(embedding=list(features))
-    columns = ["sha256", "group", "source", "label", "embedding", "prediction", "confidence",
-               "correct"]
+    columns = [
+        "sha256",
+        "group",
+        "source",
+        "label",
+        "embedding",
+        "prediction",
+        "confidence",
+        "correct",
+    ]
     return drawn[columns].reset_index(drop=True)
 
 
@@ -213,8 +229,12 @@ def files(paths: Paths) -> dict[str, Path]:
     Raises:
         HeadwaterError: a stage has not run.
     """
-    found = {models.WEIGHTS: paths.pretrain, models.META: paths.pretrain,
-             _head.WEIGHTS: paths.evaluation, _head.META: paths.evaluation}
+    found = {
+        models.WEIGHTS: paths.pretrain,
+        models.META: paths.pretrain,
+        _head.WEIGHTS: paths.evaluation,
+        _head.META: paths.evaluation,
+    }
     for name, folder in found.items():
         if not (folder / name).exists():
             raise HeadwaterError(folder / name, "is missing", "run stages pretrain to evaluate")
@@ -227,13 +247,18 @@ def card(paths: Paths, whole: Slice) -> dict[str, Any]:
     train = index[index["split"] == "train"]
     about, meta = read_json(paths.shards / "index.json"), read_json(paths.pretrain / models.META)
     return {
-        "sources": sorted(train["source"].unique().tolist()), "images": len(train),
-        "groups": int(train["group"].nunique()), "max_side": about["max_side"],
+        "sources": sorted(train["source"].unique().tolist()),
+        "images": len(train),
+        "groups": int(train["group"].nunique()),
+        "max_side": about["max_side"],
         "classes": len(read_json(paths.evaluation / _head.META)["classes"]),
-        "method": meta.get("method"), "image_size": meta["image_size"],
+        "method": meta.get("method"),
+        "image_size": meta["image_size"],
         "accuracy": {"value": whole["candidate"], "n": whole["n"]},
-        "lineage": {p.name: sha256_file(p / "lineage.json")
-                    for p in (paths.shards, paths.pretrain, paths.evaluation)},
+        "lineage": {
+            p.name: sha256_file(p / "lineage.json")
+            for p in (paths.shards, paths.pretrain, paths.evaluation)
+        },
     }
 
 
@@ -267,20 +292,35 @@ def decide(cfg: Config, paths: Paths) -> dict[str, Any]:
     Raises:
         HeadwaterError: products that do not belong together, or nothing to compare on.
     """
-    require_current(paths.evaluation, shards=paths.shards, pretrain=paths.pretrain,
-                    embeddings=paths.embeddings)
+    require_current(
+        paths.evaluation, shards=paths.shards, pretrain=paths.pretrain, embeddings=paths.embeddings
+    )
     candidate, champion = registry.identify(files(paths)), registry.champion(paths.registry)
     base: dict[str, Any] = {"candidate": candidate, "champion": champion, "slices": {}}
     if reason := _settled(paths, candidate, champion):
         numbers = dict.fromkeys(("difference", "low", "high", "n"))
-        return {**base, **numbers, "promoted": False, "reason": reason,
-                "level": cfg.promote.level, "excluded": 0}
+        return {
+            **base,
+            **numbers,
+            "promoted": False,
+            "reason": reason,
+            "level": cfg.promote.level,
+            "excluded": 0,
+        }
     trial = against_champion(paths, champion) if champion else against_baseline(cfg, paths)
     whole, slices = compare_all(trial, cfg.promote, cfg.seed)
     promoted, reason = judge(trial, whole, slices, cfg.promote.margin)
     accuracy = {"candidate": whole.pop("candidate"), "opponent": whole.pop("opponent")}
-    return {**base, **whole, "accuracy": accuracy, "against": trial.opponent, "slices": slices,
-            "promoted": promoted, "reason": reason, "excluded": trial.excluded}
+    return {
+        **base,
+        **whole,
+        "accuracy": accuracy,
+        "against": trial.opponent,
+        "slices": slices,
+        "promoted": promoted,
+        "reason": reason,
+        "excluded": trial.excluded,
+    }
 
 
 def _act(cfg: Config, paths: Paths, decision: dict[str, Any]) -> None:
@@ -302,8 +342,12 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             test image, or none that is new to the champion.
     """
     with Reporter("promote") as report, atomic_dir(paths.promotion) as out:
-        inputs = {"shards": paths.shards, "pretrain": paths.pretrain,
-                  "embeddings": paths.embeddings, "evaluation": paths.evaluation}
+        inputs = {
+            "shards": paths.shards,
+            "pretrain": paths.pretrain,
+            "embeddings": paths.embeddings,
+            "evaluation": paths.evaluation,
+        }
         decision = decide(cfg, paths)
         if decision["champion"]:
             inputs["champion"] = registry.path(paths.registry, decision["champion"]) / registry.CARD

@@ -14,9 +14,14 @@ from ..report import _results, _sections, html
 from . import monitor
 
 CONTENTS = (
-    ("top", "Overview"), ("data", "Data"), ("training", "Pretraining"),
-    ("features", "What it learned"), ("evaluation", "Evaluation"), ("promotion", "Promotion"),
-    ("deployment", "Deployment"), ("lineage", "Lineage"),
+    ("top", "Overview"),
+    ("data", "Data"),
+    ("training", "Pretraining"),
+    ("features", "What it learned"),
+    ("evaluation", "Evaluation"),
+    ("promotion", "Promotion"),
+    ("deployment", "Deployment"),
+    ("lineage", "Lineage"),
 )
 
 
@@ -40,9 +45,13 @@ def gather(cfg: Config, paths: Paths, report: Reporter) -> dict[str, Any]:
     history = monitor.history(paths)
     title, standfirst = _headline(paths, history)
     context: dict[str, Any] = {
-        "contents": CONTENTS, "title": title, "standfirst": standfirst,
-        "cards": _results.cards(paths, history), "river": _sections.flow(paths),
-        "seeds": _results.seeds(paths), "lineage": _results.lineage(paths),
+        "contents": CONTENTS,
+        "title": title,
+        "standfirst": standfirst,
+        "cards": _results.cards(paths, history),
+        "river": _sections.flow(paths),
+        "seeds": _results.seeds(paths),
+        "lineage": _results.lineage(paths),
         "log": _results.registry(paths),
     }
     parts: dict[str, Callable[[], Any]] = {
@@ -74,5 +83,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             write_bytes(file, page)
         empty = [k for k, v in context.items() if isinstance(v, dict) and "missing" in v]
         report.log(f"{len(page) / 2**20:.1f} MB in {paths.reports / 'report.html'}")
-    return {"file": (paths.reports / "report.html").as_posix(), "id": name,
-            "bytes": len(page), "empty_sections": empty}
+    return {
+        "file": (paths.reports / "report.html").as_posix(),
+        "id": name,
+        "bytes": len(page),
+        "empty_sections": empty,
+    }

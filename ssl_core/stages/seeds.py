@@ -58,8 +58,8 @@ def _is_product(cfg: Config, paths: Paths) -> bool:
     return bool(
         trained["config"] == cfg.section("pretrain") | {"seed": cfg.seed}
         and trained["inputs"]["shards"] == sha256_file(files[2])
-        and embedded["inputs"] == {"shards": sha256_file(files[2]),
-                                   "pretrain": sha256_file(files[0])}
+        and embedded["inputs"]
+        == {"shards": sha256_file(files[2]), "pretrain": sha256_file(files[0])}
     )
 
 
@@ -159,8 +159,10 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             scores = []
             for variant in variants:
                 scores.append(bench.measure(_train_one(variant, paths, bench, report)))
-                report.log(f"{name} seed {variant.seed}: kNN {scores[-1]['knn']:.3f}, "
-                           f"linear {scores[-1]['linear']:.3f}")
+                report.log(
+                    f"{name} seed {variant.seed}: kNN {scores[-1]['knn']:.3f}, "
+                    f"linear {scores[-1]['linear']:.3f}"
+                )
             rows.append(_summary(name, scores))
         draws = max(len(variants) for variants in plan.values())
         rows += [_baseline(cfg, paths, bench, n, draws) for n in cfg.evaluate.baselines]

@@ -77,9 +77,12 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     with Reporter("shard") as report, atomic_dir(paths.shards) as out:
         made = ordered_map(
             lambda row: make_sample(row, paths.root, side),
-            frame.itertuples(index=False), threads, ahead=32 * threads,
+            frame.itertuples(index=False),
+            threads,
+            ahead=32 * threads,
         )
         with report.bar(len(frame), "img") as advance:
+
             def counted() -> Any:
                 for sample in made:
                     yield sample

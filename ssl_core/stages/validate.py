@@ -59,8 +59,11 @@ class Outcome:
         """As it stands in report.json; a rule about the whole has one thing unexpected, or none."""
         unexpected = len(self.rows) or int(not self.success)
         return {
-            "name": self.rule.name, "severity": self.rule.severity, "success": self.success,
-            "unexpected": unexpected, "detail": self.detail,
+            "name": self.rule.name,
+            "severity": self.rule.severity,
+            "success": self.success,
+            "unexpected": unexpected,
+            "detail": self.detail,
         }
 
 
@@ -85,13 +88,19 @@ def row_rules(data: Data) -> list[Rule]:
         for c in REQUIRED
     ]
     shapes = [
-        Rule(f"{c} is {n} hex digits", WARNING, "ExpectColumnValuesToMatchRegex",
-             {"column": c, "regex": f"^[0-9a-f]{{{n}}}$"})
+        Rule(
+            f"{c} is {n} hex digits",
+            WARNING,
+            "ExpectColumnValuesToMatchRegex",
+            {"column": c, "regex": f"^[0-9a-f]{{{n}}}$"},
+        )
         for c, n in (("sha256", 64), ("phash", 16))
     ]
     unique = Rule("path is unique", WARNING, "ExpectColumnValuesToBeUnique", {"column": "path"})
     return [
-        *present, *shapes, unique,
+        *present,
+        *shapes,
+        unique,
         _between(f"width is at least {data.min_side} pixels", "width", data.min_side, None),
         _between(f"height is at least {data.min_side} pixels", "height", data.min_side, None),
         _between(f"area is at most {data.max_pixels:,} pixels", "area", None, data.max_pixels),
@@ -114,12 +123,24 @@ def whole_rules(limits: Validate) -> list[Rule]:
     column_max = "ExpectColumnMaxToBeBetween"
     return [
         Rule(f"at least {n} images", CRITICAL, "ExpectTableRowCountToBeBetween", {"min_value": n}),
-        Rule(f"at least {k} classes", CRITICAL, "ExpectColumnUniqueValueCountToBeBetween",
-             {"column": "label", "min_value": k}),
-        Rule(f"at most {bare:.1%} of the images are unlabelled", CRITICAL, column_max,
-             {"column": "unlabelled_share", "max_value": bare}),
-        Rule(f"at most {reject:.1%} of the files are rejected or quarantined", CRITICAL,
-             column_max, {"column": "reject_share", "max_value": reject}),
+        Rule(
+            f"at least {k} classes",
+            CRITICAL,
+            "ExpectColumnUniqueValueCountToBeBetween",
+            {"column": "label", "min_value": k},
+        ),
+        Rule(
+            f"at most {bare:.1%} of the images are unlabelled",
+            CRITICAL,
+            column_max,
+            {"column": "unlabelled_share", "max_value": bare},
+        ),
+        Rule(
+            f"at most {reject:.1%} of the files are rejected or quarantined",
+            CRITICAL,
+            column_max,
+            {"column": "reject_share", "max_value": reject},
+        ),
     ]
 
 
@@ -164,10 +185,13 @@ def check(frame: pd.DataFrame, rules: list[Rule]) -> list[Outcome]:
         batch = asset.add_batch_definition_whole_dataframe("all").get_batch(
             {"dataframe": frame.assign(**{ROW: np.arange(len(frame))})}
         )
-        suite = gx.ExpectationSuite("manifest", expectations=[
-            getattr(gx.expectations, rule.kind)(**rule.arguments, meta={"rule": i})
-            for i, rule in enumerate(rules)
-        ])
+        suite = gx.ExpectationSuite(
+            "manifest",
+            expectations=[
+                getattr(gx.expectations, rule.kind)(**rule.arguments, meta={"rule": i})
+                for i, rule in enumerate(rules)
+            ],
+        )
         form = {"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]}
         results = batch.validate(suite, result_format=form).to_json_dict()["results"]
     by_rule = {r["expectation_config"]["meta"]["rule"]: r for r in results}
@@ -305,7 +329,8 @@ def sentence(summary: dict[str, Any]) -> str:
     """The result for people."""
     counts = summary["counts"]
     failed = [
-        f"{e['name']} ({e['detail']})" for e in summary["expectations"]
+        f"{e['name']} ({e['detail']})"
+        for e in summary["expectations"]
         if not e["success"] and e["severity"] == CRITICAL
     ]
     flagged = ", ".join(f"{n} {name}" for name, n in summary["issues"].items() if n)
@@ -345,7 +370,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         good = frame[~frame["path"].isin(bad["path"])] if ready else frame.iloc[:0]
         issues = find_issues(sample(good, SAMPLE), paths.root, report)
         counts = {
-            "images": len(frame), "rejected": rejected, "quarantined": len(bad),
+            "images": len(frame),
+            "rejected": rejected,
+            "quarantined": len(bad),
             "examined": len(issues),
             "failed": sum(not o.success for o in outcomes if o.rule.severity == CRITICAL),
             "warnings": sum(not o.success for o in outcomes if o.rule.severity == WARNING),
