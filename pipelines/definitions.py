@@ -37,7 +37,7 @@ modules = (
 )
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules(modules),
+    assets=dg.load_assets_from_modules(modules, include_specs=True),
     jobs=[jobs.chain, jobs.retrain, jobs.deployment, jobs.remonitor],
     schedules=[schedules.nightly, schedules.daily],
     sensors=[sensors.retrain_on_harm, sensors.late_labels, sensors.new_day],

@@ -14,6 +14,8 @@ from ssl_core.artifacts import write_bytes
 SETTINGS = b"""\
 telemetry:
   enabled: false
+nux:
+  enabled: false
 concurrency:
   pools:
     granularity: op

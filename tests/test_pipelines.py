@@ -61,6 +61,8 @@ def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
         if isinstance(asset, dg.AssetsDefinition):
             assert asset.op.pool in ("gpu", "io"), asset.key
     checks = {c.name: c for c in defs.resolve_asset_graph().asset_check_keys}
+    keys = {k.to_user_string() for k in defs.resolve_asset_graph().get_all_asset_keys()}
+    assert {"raw_images", "collected", "predictions", "monitor", "report", *CHAIN} == keys
     assert set(checks) == {"data_is_valid", "challenger_is_better", "day_is_normal"}
 
 
