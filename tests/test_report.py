@@ -68,7 +68,7 @@ def test_whole_page_in_a_browser(project: Path) -> None:
     assert "https://" not in text
     done = browse(page, project, "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr  # no script error, no refused resource
-    assert 'aria-current="true"' in done.stdout  # the page's own script ran
+    assert '<button id="theme" type="button">' in done.stdout  # the page's own script unhid it
     shown = ("Refused files", "Nearest neighbours", "Patch features", "linear probe", "Lineage")
     for words in shown:
         assert words in done.stdout
