@@ -1,6 +1,5 @@
 # Two commands: `make demo` and `make test`. Each does all set-up by itself.
 SHELL := /bin/bash
-PYTHON ?= 3.12
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(HOME)/.local/bin:$(PATH)

@@ -16,18 +16,19 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from . import artifacts
 from .errors import HeadwaterError
 from .parallel import ordered_map
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -303,6 +304,8 @@ class ShardReader:
             if row < len(self._cache):
                 self._cache[row] = out[place]
                 self._ready[row] = True  # set last: another thread may look at any moment
+        import torch  # here: writing shards needs no torch, and its import takes seconds
+
         return torch.from_numpy(out)
 
     def _decode(self, row: int) -> Pixels:
