@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
-CHAIN = (
-    "ingest",
-    "validate",
-    "seed_embed",
-    "curate",
-    "shard",
-    "pretrain",
-    "embed",
-    "evaluate",
-    "promote",
-    "report",
-)
+from ssl_core.__main__ import CHAIN as STAGES
+
+CHAIN = (*STAGES, "report")
 
 chain = dg.define_asset_job(
     "chain", selection=list(CHAIN), description="Raw images to (perhaps) a new champion."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_core.__main__ import CHAIN
 from ssl_core.config import Paths, load
 from ssl_core.stages import report
 
@@ -27,17 +28,6 @@ FLAGS = (
     "--enable-logging=stderr",
     "--v=0",
     "--window-size=1280,2400",
-)
-STAGES = (
-    "ingest",
-    "validate",
-    "seed_embed",
-    "curate",
-    "shard",
-    "pretrain",
-    "embed",
-    "evaluate",
-    "promote",
 )
 
 
@@ -58,7 +48,7 @@ def test_page_says_what_is_missing(project: Path) -> None:
 def test_whole_page_in_a_browser(project: Path) -> None:
     (project / "images/temple/broken.png").write_bytes(b"")
     cfg, paths = load(), Paths()
-    for name in STAGES:
+    for name in CHAIN:
         importlib.import_module(f"ssl_core.stages.{name}").run(cfg, paths)
     found = report.run(cfg, paths)
     assert set(found["empty_sections"]) == {"deployment"}
