@@ -59,20 +59,31 @@ class Augmenter:
         self.views = [view for view in views for _ in range(view.count)]
         self.mean, self.std = tuple(mean), tuple(std)
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """The views of :meth:`with_boxes`."""
+        return self.with_boxes(images, generator)[0]
+
+    @torch.no_grad()
+    def with_boxes(
+        self, images: Tensor, generator: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """uint8 (B, C, H, W) -> one normalised float32 (B, C, size, size) per view, in order.
+
+        The second list says where each view was cut: (B, 5) of top, left, height and width as
+        shares of the image, and 1 where it was mirrored.
 
         All randomness comes from ``generator``, which lives on the device of ``images``.
         """
         pixels = images.float().div_(255)
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        done = []
+        sides = torch.tensor([*images.shape[-2:]] * 2, device=images.device)
+        done, boxes = [], []
         for view in self.views:
             chosen = draw(view, len(images), images.shape[-2:], generator)
             done.append(apply(pixels, view, chosen).sub_(mean).div_(std))
-        return done
+            boxes.append(torch.cat([chosen.box / sides, chosen.flip.float().unsqueeze(1)], 1))
+        return done, boxes
 
 
 def draw(view: View, batch: int, size: Sequence[int], generator: torch.Generator) -> Draws:

@@ -75,10 +75,32 @@ class Shard(Section):
     max_side: int = 64
 
 
+class Sam(Section):
+    """Sharpness-aware steps that favour rare images: rwSAM (arXiv 2110.05025)."""
+
+    radius: float = Field(default=0.0, ge=0)  # 0: off
+    # Images weigh density^-alpha while the sharpest direction is sought; 0: plain SAM.
+    alpha: float = Field(default=1.0, ge=0)
+    encoder: str = "efficientnet_lite0"  # whose features the density is of, as seed_encoder.encoder
+
+
+class Before(Section):
+    """A first method whose encoder the main one starts from: pre-pretraining (arXiv 2303.13496)."""
+
+    method: str = ""  # e.g. mae; empty: none
+    options: dict[str, Any] = {}
+    epochs: float = 10
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
 class Pretrain(Section):
     """Self-supervised training of the encoder."""
 
     method: str = "simclr"
+    # What the options start from: "small" suits thousands of small images and is each method's
+    # default; "paper" is the published setting for ImageNet.
+    recipe: Literal["small", "paper"] = "small"
     # Options of the method's own Config (see ssl_core/methods/<method>.py).
     options: dict[str, Any] = {}
     backbone: str = "vit_tiny_patch16_224"
@@ -101,6 +123,10 @@ class Pretrain(Section):
     processes: int = 1  # torchrun workers on this machine
     checkpoint_steps: int = 50
     init: str = ""  # folder with a checkpoint to start from; empty: random
+    before: Before = Before()
+    sam: Sam = Sam()
+    check_steps: int = Field(default=10, ge=1)  # between looks for collapse
+    rollbacks: int = Field(default=1, ge=0)  # collapsed or not finite: go back, halve lr; then stop
 
 
 class Embed(Section):

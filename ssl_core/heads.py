@@ -9,16 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def projector(width: int, hidden: int, out: int, layers: int = 2) -> nn.Sequential:
-    """MLP with batch norm after every layer; the last has no affine part and no ReLU.
+def projector(
+    width: int, hidden: int, out: int, layers: int = 2, last_norm: bool = True
+) -> nn.Sequential:
+    """MLP with batch norm and ReLU after every layer but the last: (B, width) -> (B, out).
 
-    (B, width) -> (B, out). SimCLR's shape is ``layers=2`` (arXiv 2002.05709).
+    ``last_norm`` ends it with a batch norm without affine part (SimCLR, MoCo v3), else it ends
+    with a linear layer that has a bias (predictors of BYOL and SimSiam).
     """
     sizes = [width, *[hidden] * (layers - 1)]
     parts: list[nn.Module] = []
     for before, after in pairwise(sizes):
         parts += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
-    parts += [nn.Linear(sizes[-1], out, bias=False), nn.BatchNorm1d(out, affine=False)]
+    parts.append(nn.Linear(sizes[-1], out, bias=not last_norm))
+    if last_norm:
+        parts.append(nn.BatchNorm1d(out, affine=False))
     return nn.Sequential(*parts)
 
 

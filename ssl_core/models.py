@@ -54,19 +54,28 @@ class Encoder(nn.Module):
         self.embed_dim = int(getattr(model, "head_hidden_size", model.num_features))  # type: ignore[arg-type]
         self.stride = _stride(model)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> EncoderOutput:
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        mask: Tensor | None = None,
+        token: Tensor | None = None,
+    ) -> EncoderOutput:
         """Encode normalised images.
 
         Args:
             x: (B, C, H, W).
             keep: (B, K) int64 patch indices. The ViT runs on these patches only, after positions
                 were added (MAE, arXiv 2111.06377), and ``patch`` is (B, K, D) in that order.
+            mask: (B, L) bool. Where true, ``token`` (D,) stands for the embedded patch, before
+                positions are added (SimMIM, iBOT).
 
         Raises:
-            HeadwaterError: ``keep`` with a model that is not a ViT.
+            HeadwaterError: ``keep`` or ``mask`` with a model that is not a ViT.
         """
         model: Any = self.model
-        tokens = model.forward_features(x) if keep is None else self._forward_kept(x, keep)
+        whole = keep is None and mask is None
+        tokens = model.forward_features(x) if whole else self._forward_part(x, keep, mask, token)
         pooled = model.forward_head(tokens, pre_logits=True)
         if tokens.ndim == 4:
             last = getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -78,7 +87,9 @@ class Encoder(nn.Module):
             patch = patch.unflatten(1, (h, w))  # (B, h*w, D) -> (B, h, w, D)
         return EncoderOutput(cls, patch, pooled)
 
-    def _forward_kept(self, x: Tensor, keep: Tensor) -> Tensor:
+    def _forward_part(
+        self, x: Tensor, keep: Tensor | None, mask: Tensor | None, token: Tensor | None
+    ) -> Tensor:
         if not self.is_vit:
             raise HeadwaterError(
                 f"backbone '{self.name}'",
@@ -86,10 +97,15 @@ class Encoder(nn.Module):
                 "set pretrain.backbone to a ViT (vit_*) or use another method",
             )
         model: Any = self.model
-        tokens = model._pos_embed(model.patch_embed(x))  # (B, n_prefix + L, D)
-        index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-        kept = tokens[:, self.n_prefix :].gather(1, index)  # (B, L, D) -> (B, K, D)
-        tokens = torch.cat([tokens[:, : self.n_prefix], kept], dim=1)
+        patches = model.patch_embed(x)  # (B, h, w, D), or (B, L, D) with a fixed image size
+        if mask is not None and token is not None:
+            hidden = mask.view(*patches.shape[:-1], 1)  # (B, L) -> (B, h, w, 1)
+            patches = torch.where(hidden, token.to(patches.dtype), patches)
+        tokens = model._pos_embed(patches)  # (B, n_prefix + L, D)
+        if keep is not None:
+            index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+            kept = tokens[:, self.n_prefix :].gather(1, index)  # (B, L, D) -> (B, K, D)
+            tokens = torch.cat([tokens[:, : self.n_prefix], kept], dim=1)
         out: Tensor = model.norm(model.blocks(model.norm_pre(tokens)))
         return out
 

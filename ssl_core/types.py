@@ -34,6 +34,19 @@ class View:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a method is built for.
+
+    ``image_size``: side of the global crop; ``steps``: length of training; ``classes``: number
+    of known labels' classes, 0 without labels.
+    """
+
+    image_size: int
+    steps: int
+    classes: int = 0
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Frozen features of one split: ``features`` (N, D) float32, rows aligned with the rest.
 

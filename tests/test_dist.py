@@ -17,8 +17,10 @@ from ssl_core import dist, models, plugins
 from ssl_core.losses import dino
 from ssl_core.losses.nt_xent import nt_xent
 from ssl_core.methods import mae as mae_method
+from ssl_core.types import Task
 
 WORLD, BATCH = 2, 4  # images per rank
+CLASSES = 3
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "simclr": {"hidden": 16, "out": 8},
@@ -61,22 +63,35 @@ def fixed_mask(batch: int, side: int, kept: int, device: torch.device) -> tuple[
     return keep, torch.ones(batch, side * side, dtype=torch.bool).scatter(1, keep, False)
 
 
+def inputs_of(views: list[Tensor]) -> dict[str, Any]:
+    """What a method may want beside its views."""
+    g = torch.Generator().manual_seed(1)
+    boxes = [torch.rand(WORLD * BATCH, 5, generator=g).mul_(0.5) for _ in views]
+    weights = torch.rand(WORLD * BATCH, generator=g)
+    return {
+        "labels": share(torch.arange(WORLD * BATCH) % CLASSES),
+        "boxes": [share(b) for b in boxes],
+        "weights": share(weights / weights.mean()),
+    }
+
+
 def method_case(name: str) -> dict[str, Tensor]:
     """Two steps of a whole method under DDP (its usual settings: no unused parameters)."""
     torch.manual_seed(dist.rank())  # DDP must send rank 0's weights to all
     plugin = plugins.load("methods", name)
     encoder = models.create("vit_tiny_patch16_224", {**VIT, "global_pool": "avg"})
-    method = plugin.Method(encoder, plugin.Config(**OPTIONS[name]), 16, 4)
+    method = plugin.Method(encoder, plugin.Config(**OPTIONS[name]), Task(16, 4, CLASSES))
     for module in method.modules():  # batch statistics need SyncBatchNorm, which needs a GPU
         if isinstance(module, nn.BatchNorm1d):
             module.eval()
     mae_method.random_mask = fixed_mask
     model = DistributedDataParallel(method) if dist.active() else method
     views = [share(v) for v in data()][: sum(v.count for v in method.views)]
+    inputs = {name: inputs_of(views)[name] for name in getattr(method, "wants", ())}
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     for step in range(2):
         optimizer.zero_grad()
-        loss, _ = model(views, step)
+        loss, _ = model(views, step, **inputs)
         loss.backward()
         grads = {f"grad {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
         optimizer.step()

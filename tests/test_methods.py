@@ -21,9 +21,11 @@ from ssl_core.heads import sincos_positions
 from ssl_core.methods import _teacher
 from ssl_core.methods import dino as dino_method
 from ssl_core.methods import mae as mae_method
+from ssl_core.types import Task
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 STEPS, SIZE, BATCH = 40, 32, 16
+TASK = Task(SIZE, STEPS, classes=4)
 # method: options that suit a tiny run; views' sides; what must fall in 20 steps and how far.
 # DINO's loss holds the entropy of its moving targets, which centring raises: KL is what falls.
 TABLE: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
@@ -49,7 +51,7 @@ def build(name: str, seed: int = 0, backbone: str = "vit_tiny_patch16_224", **op
     plugin = plugins.load("methods", name)
     encoder = models.create(backbone, VIT if backbone.startswith("vit") else {})
     cfg = plugin.Config(**(TABLE[name][0] | options))
-    return plugin.Method(encoder, cfg, SIZE, STEPS)
+    return plugin.Method(encoder, cfg, TASK)
 
 
 def images() -> Tensor:
@@ -60,13 +62,23 @@ def images() -> Tensor:
 
 
 def crops(method: Any, seed: int = 0) -> list[Tensor]:
+    return batch(method, seed)[0]
+
+
+def batch(method: Any, seed: int = 0) -> tuple[list[Tensor], dict[str, Any]]:
+    """Views, and the further inputs the method wants."""
     augmenter = Augmenter(method.views, (0.5,) * 3, (0.25,) * 3)
-    return augmenter(images(), torch.Generator().manual_seed(seed))
+    views, boxes = augmenter.with_boxes(images(), torch.Generator().manual_seed(seed))
+    labels = torch.arange(BATCH) % 4
+    labels[3] = -1
+    given = {"labels": labels, "boxes": boxes, "weights": torch.ones(BATCH)}
+    return views, {name: given[name] for name in getattr(method, "wants", ())}
 
 
 def one_loss(method: Any, step: int = 10, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
-    loss: Tensor = method(crops(method), step)[0]
+    views, inputs = batch(method)
+    loss: Tensor = method(views, step, **inputs)[0]
     return loss
 
 
@@ -76,7 +88,8 @@ def train(method: Any, steps: int, start: int = 0, measure: str = "loss") -> lis
     losses = []
     for step in range(start, start + steps):
         torch.manual_seed(step)
-        loss, metrics = method(crops(method, seed=step % 4), step)
+        views, inputs = batch(method, seed=step % 4)
+        loss, metrics = method(views, step, **inputs)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,15 +115,28 @@ def test_contract(name: str) -> None:
     method = build(name)
     assert isinstance(method.encoder, models.Encoder)
     assert [v.size for v in method.views for _ in range(v.count)] == TABLE[name][1]
-    own = {n for n in vars(type(method)) if not n.startswith("_")}
-    assert own <= {"views", "forward", "after_step", "train", "centre"}  # no further hooks
+    own = {
+        n for n in vars(type(method)) if not n.startswith("_") and callable(vars(type(method))[n])
+    }
+    assert own <= {"forward", "after_step", "train"}  # no further hooks
+    assert set(getattr(method, "wants", ())) <= {"labels", "boxes", "weights"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_of_the_paper_can_be_built(name: str) -> None:
+    """On its own numbers the encoder would be large: only what the loop and the views read."""
+    plugin = plugins.load("methods", name)
+    cfg = plugin.Config(**plugin.PAPER)
+    assert cfg.optimizer in ("adamw", "sgd", "lars")
+    assert plugin.Config().optimizer == "adamw"  # the small recipe
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_is_finite_and_every_parameter_learns(name: str) -> None:
     method = build(name)
     torch.manual_seed(0)
-    loss, metrics = method(crops(method), 10)
+    views, inputs = batch(method)
+    loss, metrics = method(views, 10, **inputs)
     loss.backward()
     assert loss.shape == ()
     assert loss.isfinite()
@@ -139,7 +165,7 @@ def test_teacher_gets_no_gradient_and_follows_in_closed_form(name: str) -> None:
     if not teachers:
         return
     student = {
-        n: method.get_parameter(n.replace("teacher_head", "head").replace("teacher.", "encoder."))
+        n: method.get_parameter(n.replace("teacher.", "encoder.").replace("teacher_", ""))
         for n in teachers
     }
     for n, p in teachers.items():
@@ -299,7 +325,7 @@ def test_teacher_has_no_dropout_but_follows_batch_norm_mode() -> None:
     torch.manual_seed(0)
     plugin = plugins.load("methods", "dino")
     encoder = models.create("vit_tiny_patch16_224", {**VIT, "drop_path_rate": 0.5})
-    method = plugin.Method(encoder, plugin.Config(prototypes=8), SIZE, STEPS)
+    method = plugin.Method(encoder, plugin.Config(prototypes=8), TASK)
     assert method.encoder.training
     x = torch.randn(4, 3, 32, 32)
     assert torch.equal(method.teacher(x).pooled, method.teacher(x).pooled)

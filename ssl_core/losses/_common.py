@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from .. import dist
+
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off: exp(1/temperature) overflows half precision for small temperatures."""
@@ -18,7 +20,17 @@ def raised(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def check_temperature(*values: float) -> None:
+def weighted_mean(losses: Tensor, weights: Tensor | None, views: int = 1) -> Tensor:
+    """Mean of per-anchor losses (views*N,), view by view, with each image's weight.
+
+    ``weights`` (B,) are this rank's; they are gathered over ranks.
+    """
+    if weights is None:
+        return losses.mean()
+    return (losses * dist.gather(weights.to(losses.dtype)).repeat(views)).mean()
+
+
+def check_temperature(*values: float | Tensor) -> None:
     """Raise ValueError unless all are positive."""
     for value in values:
         if not value > 0:

@@ -7,15 +7,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dist
-from ._common import check_shapes, check_temperature, full_precision, raised
+from ._common import check_shapes, check_temperature, full_precision, raised, weighted_mean
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+def nt_xent(
+    a: Tensor, b: Tensor, temperature: float | Tensor, weights: Tensor | None = None
+) -> Tensor:
     """Mean over 2N anchors of -s_ip/t + log sum_{j != i} exp(s_ij/t), s the cosine.
 
     Args:
         a, b: (B, d) projections of the two views, row i of both from image i; any scale.
         temperature: t > 0.
+        weights: (B,) of the images, for the mean over anchors; None: equal.
 
     Negatives come from all ranks, so N is world * B.
 
@@ -35,4 +38,5 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
         z = torch.cat([first, second])  # (2N, d)
         logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # (2N, 2N)
         partner = torch.arange(2 * n, device=z.device).roll(n)
-        return F.cross_entropy(logits, partner)
+        losses = F.cross_entropy(logits, partner, reduction="none")  # (2N,)
+        return weighted_mean(losses, weights, views=2)

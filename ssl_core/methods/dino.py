@@ -5,25 +5,23 @@ The teacher sees the two global crops only, the student all crops.
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Section
 from ..heads import PrototypeHead
 from ..losses import dino as loss
 from ..models import Encoder
-from ..types import View
+from ..types import Task, View
+from ._recipe import BYOL_COLOURS, MultiCrop
 from ._teacher import follow, frozen_copy, momentum, quiet
 
 
-class Config(Section):
-    """Defaults for small images and data sets of thousands (the paper: K=65536, hidden 2048)."""
+class Config(MultiCrop):
+    """Defaults for small images and data sets of thousands."""
 
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.98)
     prototypes: int = 1024
     hidden: int = 512
     bottleneck: int = 128
@@ -33,17 +31,24 @@ class Config(Section):
     freeze: float = 0.05  # share of steps in which the prototypes stand still
     momentum: float = 0.99  # of the teacher at first; 1 at the end, by a cosine
     centre_momentum: float = 0.9
-    # Views: two global crops and `locals_` small ones of about `local_size` of their side.
-    scale: tuple[float, float] = (0.4, 1.0)
-    local_scale: tuple[float, float] = (0.1, 0.4)
-    local_size: float = 0.5
-    locals_: int = 4
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
-    jitter_p: float = 0.8
-    grey: float = 0.2
-    flip: float = 0.5
-    blur: tuple[float, float, float] = (0.0, 0.0, 0.0)  # first global, second global, locals
-    solarise: float = 0.0  # second global only
+
+
+PAPER = BYOL_COLOURS | {
+    "lr": 5e-4,
+    "weight_decay": 0.04,
+    "weight_decay_end": 0.4,
+    "betas": (0.9, 0.999),
+    "prototypes": 65536,
+    "hidden": 2048,
+    "bottleneck": 256,
+    "teacher_temperature": (0.04, 0.07),
+    "momentum": 0.996,
+    "scale": (0.4, 1.0),
+    "local_scale": (0.05, 0.4),
+    "local_size": 96 / 224,
+    "locals_": 8,
+    "local_blur": 0.5,
+}
 
 
 class Method(nn.Module):
@@ -51,9 +56,9 @@ class Method(nn.Module):
 
     centre: Tensor
 
-    def __init__(self, encoder: Encoder, cfg: Config, image_size: int, steps: int) -> None:
+    def __init__(self, encoder: Encoder, cfg: Config, task: Task) -> None:
         super().__init__()
-        self.cfg, self.image_size, self.steps = cfg, image_size, steps
+        self.cfg, self.task = cfg, task
         self.encoder = encoder
         self.head = PrototypeHead(encoder.embed_dim, cfg.hidden, cfg.bottleneck, cfg.prototypes)
         self.teacher, self.teacher_head = frozen_copy(self.encoder), frozen_copy(self.head)
@@ -69,26 +74,9 @@ class Method(nn.Module):
 
     @property
     def views(self) -> list[View]:
-        """Two global views, then the local ones (side: a multiple of the encoder's stride)."""
-        c, stride = self.cfg, self.encoder.stride if self.encoder.is_vit else 1
-        small = max(stride, round(self.image_size * c.local_size / stride) * stride)
-
-        def view(size: int, scale: tuple[float, float], blur: float, n: int, sol: float) -> View:
-            return View(
-                size,
-                scale,
-                count=n,
-                flip=c.flip,
-                jitter=c.jitter,
-                jitter_p=c.jitter_p,
-                grey=c.grey,
-                blur=blur,
-                solarise=sol,
-            )
-
-        one = view(self.image_size, c.scale, c.blur[0], 1, 0.0)
-        two = view(self.image_size, c.scale, c.blur[1], 1, c.solarise)
-        return [one, two, view(small, c.local_scale, c.blur[2], c.locals_, 0.0)]
+        """Two global views, then the local ones."""
+        stride = self.encoder.stride if self.encoder.is_vit else 1
+        return self.cfg.crops(self.task.image_size, stride)
 
     def forward(self, views: list[Tensor], step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Views as in ``views`` -> loss and monitors.
@@ -97,23 +85,25 @@ class Method(nn.Module):
         with entropy log K when all collapse to uniform.
         """
         c, batch = self.cfg, len(views[0])
-        warm = loss.warm_temperature(step, round(c.warm * self.steps), *c.teacher_temperature)
+        warm = loss.warm_temperature(step, round(c.warm * self.task.steps), *c.teacher_temperature)
         with torch.no_grad():
             logits = self.teacher_head(self.teacher(torch.cat(views[:2])).pooled)
             logits = logits.unflatten(0, (2, batch))  # (2B, K) -> (2, B, K)
             target = loss.targets(logits, self.centre, warm)
             self._seen = loss.batch_centre(logits)
         features = torch.cat([self.encoder(torch.cat(g)).pooled for g in by_size(views)])
-        student = self.head(features, frozen=step < c.freeze * self.steps)
+        student = self.head(features, frozen=step < c.freeze * self.task.steps)
         student = student.unflatten(0, (len(views), batch))  # (V*B, K) -> (V, B, K)
         value = loss.dino(student, target, c.student_temperature)
         spread = loss.entropy(target)
-        return value, {"entropy": spread, "kl": value.detach() - spread, "temperature": warm}
+        chance = math.log(c.prototypes)
+        shown = {"entropy": spread, "kl": value.detach() - spread, "temperature": warm}
+        return value, shown | {"chance": chance}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Move the teacher and the centre."""
-        m = momentum(step, self.steps, self.cfg.momentum)
+        m = momentum(step, self.task.steps, self.cfg.momentum)
         follow(self.teacher, self.encoder, m)
         follow(self.teacher_head, self.head, m)
         if self._seen is not None:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import Section
 from ..errors import HeadwaterError
 from ..heads import MaskedDecoder
 from ..losses import mae as loss
 from ..models import Encoder
-from ..types import View
+from ..types import Task, View
+from ._recipe import Recipe
 
 
-class Config(Section):
-    """Defaults for small images and data sets of thousands (the paper: decoder 512 x 8)."""
+class Config(Recipe):
+    """Defaults for small images and data sets of thousands."""
 
     lr: float = 4e-3
-    weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     ratio: float = 0.75  # share of patches hidden
     norm_pix: bool = False  # the paper: True; False is meant for short runs
@@ -28,6 +27,16 @@ class Config(Section):
     flip: float = 0.5
 
 
+PAPER = {
+    "lr": 1.5e-4,
+    "norm_pix": True,
+    "decoder_dim": 512,
+    "decoder_depth": 8,
+    "decoder_heads": 16,
+    "scale": (0.2, 1.0),
+}
+
+
 class Method(nn.Module):
     """ViT encoder on the kept patches, light decoder on all.
 
@@ -36,9 +45,10 @@ class Method(nn.Module):
             ratio leaves nothing to see or nothing to predict.
     """
 
-    def __init__(self, encoder: Encoder, cfg: Config, image_size: int, steps: int) -> None:
+    def __init__(self, encoder: Encoder, cfg: Config, task: Task) -> None:
         super().__init__()
-        self.cfg, self.image_size, self.encoder = cfg, image_size, encoder
+        self.cfg, self.task, self.encoder = cfg, task, encoder
+        image_size = task.image_size
         if not encoder.is_vit or image_size % encoder.stride:
             raise HeadwaterError(
                 f"backbone '{encoder.name}' at {image_size} px",
@@ -67,7 +77,7 @@ class Method(nn.Module):
     @property
     def views(self) -> list[View]:
         """One crop with a flip: MAE needs no other augmentation."""
-        return [View(self.image_size, self.cfg.scale, flip=self.cfg.flip)]
+        return [View(self.task.image_size, self.cfg.scale, flip=self.cfg.flip)]
 
     def forward(self, views: list[Tensor], step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         """One (B, C, S, S) -> loss and monitors. Masks come from torch's global generator.
@@ -75,7 +85,7 @@ class Method(nn.Module):
         ``hidden``: share of patches that were masked.
         """
         images = views[0]
-        side = self.image_size // self.patch
+        side = self.task.image_size // self.patch
         keep, mask = random_mask(len(images), side, self.kept, images.device)
         out = self.encoder(images, keep=keep)
         pred = self.decoder(out.cls, out.patch, keep)
