@@ -118,6 +118,58 @@ def seeds(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> 
 
 
 @app.command()
+def bench_methods(
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+    quick: Annotated[bool, typer.Option(help="one seed, a fifth of the compute")] = False,
+) -> None:
+    """Train every method at equal compute on the sets of section bench; table and picture.
+
+    An interrupted call goes on where it stopped. Example, two methods on your own shards:
+
+        headwater bench-methods -s 'bench.sets={mine: data/products/shards}' -s
+        'bench.methods=[simclr, dino]'
+    """
+    _print(_stage("bench_methods").run(_config(params, set_), Paths(), quick), as_json)
+
+
+@app.command()
+def recommend(
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+    images: Annotated[int | None, typer.Option(help="for training")] = None,
+    classes: Annotated[int | None, typer.Option(help="0: unknown")] = None,
+    tail: Annotated[float | None, typer.Option(help="largest class over the smallest")] = None,
+    object_scale: Annotated[
+        float | None, typer.Option(help="share of the image's area that the object takes")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="classification or dense")] = None,
+    compute: Annotated[str | None, typer.Option(help="GPU-hours, or cpu")] = None,
+    labels: Annotated[float | None, typer.Option(help="share of images with a label")] = None,
+) -> None:
+    """Say which method and options to start from, with reasons, sources and a params.yaml.
+
+    What is not given is read from the shards, if there are any. Example:
+
+        headwater recommend --images 20000 --classes 5 --compute cpu
+    """
+    stage = _stage("recommend")
+    given = {
+        "images": images,
+        "classes": classes,
+        "tail": tail,
+        "object_scale": object_scale,
+        "task": task,
+        "compute": compute,
+        "labels": labels,
+    }
+    result = stage.run(_config(params, set_), Paths(), **given)
+    print(json.dumps(result, indent=1) if as_json else stage.text(result))
+
+
+@app.command()
 def report(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
     """Write one offline HTML page about data, training, evaluation and deployment."""
     _print(_stage("report").run(_config(params, set_), Paths()), as_json)

@@ -33,6 +33,8 @@ class Data(Section):
     # Larger images (by header) are rejected before decoding.
     max_pixels: int = 100_000_000
     min_side: int = 16
+    # 3: RGB. Another number: .npy arrays (height, width, channels) of uint8; 1: grey images too.
+    channels: int = Field(default=3, ge=1, le=16)
 
 
 class Validate(Section):
@@ -190,6 +192,32 @@ class Seeds(Section):
     )
 
 
+class Bench(Section):
+    """What ``headwater bench-methods`` compares, at equal compute."""
+
+    # Each a folder of shards, a source (as in data.sources), or a script that writes data/raw
+    # below the folder it is given as --root.
+    sets: dict[str, str] = {"emoji": "data/emoji/unpack.py", "digits": "data/digits/unpack.py"}
+    methods: tuple[str, ...] = ()  # empty: all
+    seeds: int = Field(default=3, ge=1)
+    teraflops: float = Field(default=2.0, gt=0)  # of each training
+    fine_tune_steps: int = Field(default=80, ge=0)  # 0: no fine-tuning
+    backbone: str = "vit_tiny_patch16_224"
+    backbone_args: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 128,
+        "depth": 4,
+        "num_heads": 4,
+        "class_token": False,
+        "global_pool": "avg",
+    }
+    image_size: int = 32
+    batch_size: int = 64
+    test_fraction: float = 0.25
+    options: dict[str, dict[str, Any]] = {}  # by method, over its small recipe
+
+
 class Config(Section):
     """The whole tree."""
 
@@ -205,6 +233,7 @@ class Config(Section):
     promote: Promote = Promote()
     deploy: Deploy = Deploy()
     seeds: Seeds = Seeds()
+    bench: Bench = Bench()
 
     def section(self, name: str) -> dict[str, Any]:
         """One section as plain JSON values, for lineage."""

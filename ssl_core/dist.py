@@ -37,6 +37,12 @@ def teardown() -> None:
         td.destroy_process_group()
 
 
+def barrier() -> None:
+    """Wait until all ranks are here."""
+    if active():
+        td.barrier()
+
+
 class _Gather(torch.autograd.Function):
     """All-gather whose backward sums every rank's gradient for this rank's rows.
 

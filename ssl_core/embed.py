@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from . import models
 from .artifacts import atomic_file, read_json, write_json
 from .errors import HeadwaterError
+from .job import device, use_bf16
 from .shards import ShardReader
-from .train import device, use_bf16
 from .types import Array, Embeddings
 
 INDEX = ["split", "key", "label", "group", "source"]
@@ -27,7 +27,7 @@ INDEX = ["split", "key", "label", "group", "source"]
 def forward(
     encoder: nn.Module, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Array:
-    """Pooled features of one batch: uint8 (B, 3, S, S) -> float32 (B, D)."""
+    """Pooled features of one batch: uint8 (B, C, S, S) -> float32 (B, D)."""
     dev = next(encoder.parameters()).device
     x = models.preprocess(images.to(dev), mean, std).to(memory_format=torch.channels_last)
     with torch.autocast(dev.type, torch.bfloat16, enabled=use_bf16("auto", dev)):
@@ -51,7 +51,7 @@ def compute(
 ) -> Array:
     """Pooled features of all samples in the reader's order: (N, D) float32.
 
-    ``encoder`` maps normalised (B, 3, S, S) to (B, D) or to an EncoderOutput with ``pooled``.
+    ``encoder`` maps normalised (B, C, S, S) to (B, D) or to an EncoderOutput with ``pooled``.
     """
     encoder = ready(encoder)
     batches = reader.sequential(batch_size)
@@ -59,11 +59,11 @@ def compute(
 
 
 def pixels(reader: ShardReader, side: int = 16) -> Array:
-    """Raw-pixel baseline: centred RGB averaged to ``side`` squared, (N, 3*side*side)."""
+    """Raw-pixel baseline: centred channels averaged to ``side`` squared, (N, C*side*side)."""
     parts = []
     for _, images in reader.sequential(512):
         small = F.adaptive_avg_pool2d(images.float() / 255 - 0.5, side)
-        parts.append(small.flatten(1).numpy())  # (B, 3, side, side) -> (B, 3*side*side)
+        parts.append(small.flatten(1).numpy())  # (B, C, side, side) -> (B, C*side*side)
     return np.concatenate(parts)
 
 

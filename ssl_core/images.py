@@ -2,6 +2,9 @@
 
 A ref names one image: a path (absolute, or relative to the project root), a member of a tar
 (``some.tar::member``) or an object (``s3://bucket/key``).
+
+Images of three channels are what Pillow reads, as RGB. Those of another number are ``.npy`` arrays
+(``bands.py``); of one, any grey image too.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from . import bands
 from .errors import HeadwaterError
 
 Pixels = NDArray[np.uint8]
@@ -38,10 +42,15 @@ HASH_SIDE = 128  # a JPEG is decoded at no more than twice this for its pHash, w
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 STILL = {"MPO"}  # its further frames are previews and depth maps of the first
 MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"}
+GREY = {"1", "L", "LA", "La"}
 ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 BOXES = (b"ftyp", b"jP  ")  # at byte 4 of AVIF and JPEG 2000
 CUT = re.compile(r"truncated|\bEOF\b|only got|not enough", re.IGNORECASE)  # Pillow's words for it
+CONVERT = (  # how more than 8 bits become 8
+    "save uint8: np.clip((a - low) / (high - low) * 255, 0, 255).round().astype(np.uint8), with "
+    "one low and high per band for all images"
+)
 ORIENTATION = 0x0112
 TURNS = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -354,6 +363,51 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+def _require_bands(image: Image.Image, channels: int) -> None:
+    """What is no array has one band or three; transparency is none."""
+    found = 1 if image.mode in GREY else 3
+    if channels not in (3, found):  # grey makes RGB
+        raise Reject("channels", f"{found} (mode {image.mode}); data.channels is {channels}")
+
+
+def _judge_array(data: bytes, max_pixels: int, channels: int) -> bands.Header:
+    """The header of an .npy file; no value is read.
+
+    Raises:
+        Reject: unfit.
+    """
+    if channels == 3:
+        raise Reject("not-an-image", "a NumPy array; save RGB as PNG, or set data.channels")
+    try:
+        header = bands.read_header(data)
+    except ValueError as error:
+        short = len(data) < 10 or len(data) < 10 + int.from_bytes(data[8:10], "little")
+        raise Reject("truncated" if short else "corrupt", str(error)) from None
+    shape, dtype = header.shape, header.dtype
+    if dtype.kind in "iuf" and dtype.itemsize > 1:
+        raise Reject("16-bit", f"dtype {dtype}; {CONVERT}")
+    if dtype != np.uint8 or len(shape) not in (2, 3):
+        rule = "(height, width, bands) of uint8 is read"
+        raise Reject("unsupported-mode", f"{dtype} array of shape {shape}; only {rule}")
+    found = shape[2] if len(shape) == 3 else 1
+    if found != channels:
+        hint = "; the bands come last" if channels == shape[0] else ""
+        raise Reject("channels", f"{found} (shape {shape}); data.channels is {channels}{hint}")
+    _judge_length(header, len(data), max_pixels)
+    return header
+
+
+def _judge_length(header: bands.Header, length: int, max_pixels: int) -> None:
+    height, width = header.shape[:2]
+    if min(height, width) < 1:
+        raise Reject("corrupt", f"{width} × {height} pixels")
+    if height * width > max_pixels:
+        raise Reject("too-many-pixels", f"{width} × {height}; the limit is {max_pixels:,}")
+    if length != header.end:
+        reason = "truncated" if length < header.end else "corrupt"
+        raise Reject(reason, f"{length:,} bytes; shape {header.shape} makes {header.end:,}")
+
+
 def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1  # Pillow turns these itself
@@ -386,20 +440,27 @@ def _load(image: Image.Image, max_side: int) -> Image.Image:
     return flat if turn is None else flat.transpose(turn)
 
 
-def decode(data: bytes, max_side: int, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Encoded bytes -> RGB uint8 (H, W, 3), upright, on white, longest side <= ``max_side``.
+def decode(data: bytes, max_side: int, max_pixels: int = MAX_PIXELS, channels: int = 3) -> Pixels:
+    """Encoded bytes -> uint8 (H, W, channels), longest side <= ``max_side``.
 
-    Images are scaled down (antialiased), never up.
+    Three channels are RGB, upright, on white. Images are scaled down (antialiased), never up.
 
     Raises:
-        Reject: unfit by its header, or undecodable.
+        Reject: unfit by its header, of other channels, or undecodable.
     """
+    if bands.is_array(data):
+        _judge_array(data, max_pixels, channels)
+        pixels = bands.unpack(data)
+        small = _shrunk((pixels.shape[1], pixels.shape[0]), max_side)
+        return bands.resize(pixels, small) if small != pixels.shape[1::-1] else pixels.copy()
     with _judged(data):
-        image = _load(_open(data, max_pixels), max_side)
+        opened = _open(data, max_pixels)
+        _require_bands(opened, channels)
+        image = _load(opened, max_side)
         small = _shrunk(image.size, max_side)
         if small != image.size:
             image = image.resize(small, Image.Resampling.BICUBIC)
-        return np.array(image)
+        return np.array(image)[..., :channels]  # of grey, all three are equal
 
 
 def require_sides(width: int, height: int, min_side: int, max_pixels: int) -> None:
@@ -420,18 +481,35 @@ def _check_sums(image: Image.Image, data: bytes) -> None:
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()
 
 
-def examine(data: bytes, min_side: int = 1, max_pixels: int = MAX_PIXELS) -> Facts:
+def _examine_array(data: bytes, min_side: int, max_pixels: int, channels: int) -> Facts:
+    import imagehash
+
+    header = _judge_array(data, max_pixels, channels)
+    height, width = header.shape[:2]
+    require_sides(width, height, min_side, max_pixels)
+    colours = Image.fromarray(np.ascontiguousarray(bands.to_rgb(bands.unpack(data))))
+    digest, phash = hashlib.sha256(data).hexdigest(), str(imagehash.phash(colours))
+    return Facts(digest, phash, width, height, f"{channels} bands", "NPY", len(data))
+
+
+def examine(
+    data: bytes, min_side: int = 1, max_pixels: int = MAX_PIXELS, channels: int = 3
+) -> Facts:
     """Decode one file fully and describe it.
 
-    The pHash is ``imagehash.phash`` of the upright picture on white (16 hex characters).
+    The pHash is ``imagehash.phash`` of the upright picture on white (16 hex characters), or of
+    an array's ``bands.to_rgb``.
 
     Raises:
-        Reject: unfit by its header or size, or undecodable.
+        Reject: unfit by its header or size, of other channels, or undecodable.
     """
     import imagehash
 
+    if bands.is_array(data):
+        return _examine_array(data, min_side, max_pixels, channels)
     with _judged(data):
         image = _open(data, max_pixels)
+        _require_bands(image, channels)
         (width, height), mode, kind = image.size, image.mode, str(image.format)
         require_sides(width, height, min_side, max_pixels)
         _check_sums(image, data)

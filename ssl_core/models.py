@@ -2,7 +2,8 @@
 
 Everything downstream uses only :class:`EncoderOutput`, ``embed_dim``, ``stride`` and ``n_prefix``.
 A saved ``encoder.safetensors`` is the plain timm state dict: ``timm.create_model(model_name,
-num_classes=0, checkpoint_path=..., **args)`` loads it without this package.
+num_classes=0, checkpoint_path=..., **args)`` loads it without this package, unless ``args`` names
+a ``stem``: those are this package's own (``stems.py``), and only :func:`load` builds them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import stems
 from .artifacts import atomic_file, read_json, sha256_file, write_json
 from .errors import HeadwaterError
 
@@ -41,8 +43,8 @@ class Encoder(nn.Module):
     """A timm model without classifier.
 
     ``embed_dim``: width of ``pooled``; ``stride``: pixels per cell of the patch map;
-    ``n_prefix``: tokens before the patches (CLS, registers), 0 for CNNs. ViTs take any input
-    size divisible by ``stride``; their positions are resampled.
+    ``n_prefix``: tokens before the patches (CLS, registers), 0 for CNNs; ``channels``: of the
+    images. ViTs take any input size divisible by ``stride``; their positions are resampled.
     """
 
     def __init__(self, model: nn.Module, name: str, args: Mapping[str, Any]) -> None:
@@ -53,6 +55,8 @@ class Encoder(nn.Module):
         self.n_prefix = int(getattr(model, "num_prefix_tokens", 0))
         self.embed_dim = int(getattr(model, "head_hidden_size", model.num_features))  # type: ignore[arg-type]
         self.stride = _stride(model)
+        self.channels = int(self.args.get("in_chans", 3))
+        self.overlapping = self.is_vit and self.args.get("stem") == "conv"
 
     def forward(
         self,
@@ -71,11 +75,16 @@ class Encoder(nn.Module):
                 positions are added (SimMIM, iBOT).
 
         Raises:
-            HeadwaterError: ``keep`` or ``mask`` with a model that is not a ViT.
+            HeadwaterError: ``keep`` or ``mask`` with a model that is not a ViT; images of other
+                channels or, for a ViT, of a size that its patches do not fill; a model without
+                one grid of features (some hybrids).
         """
+        self._require_fit(x)
         model: Any = self.model
         whole = keep is None and mask is None
         tokens = model.forward_features(x) if whole else self._forward_part(x, keep, mask, token)
+        if not isinstance(tokens, Tensor):
+            raise self._no_grid(f"{len(tokens)} outputs")
         pooled = model.forward_head(tokens, pre_logits=True)
         if tokens.ndim == 4:
             last = getattr(model, "output_fmt", "NCHW") == "NHWC"
@@ -83,9 +92,29 @@ class Encoder(nn.Module):
         cls = tokens[:, 0] if getattr(model, "cls_token", None) is not None else None
         patch = tokens[:, self.n_prefix :]  # (B, n_prefix + L, D) -> (B, L, D)
         if keep is None:
-            h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+            h, w = (-(-side // self.stride) for side in x.shape[-2:])  # up: some pad
+            if patch.shape[1] != h * w:
+                raise self._no_grid(f"{patch.shape[1]} tokens for {h} x {w} cells")
             patch = patch.unflatten(1, (h, w))  # (B, h*w, D) -> (B, h, w, D)
         return EncoderOutput(cls, patch, pooled)
+
+    def _no_grid(self, found: str) -> HeadwaterError:
+        rule = f"has no single grid of features ({found})"
+        return HeadwaterError(f"backbone '{self.name}'", rule, "choose a plain ViT or a CNN")
+
+    def _require_fit(self, x: Tensor) -> None:
+        require_channels(self, x.shape[1])
+        model: Any = self.model
+        pads = not _in_patches(model) or getattr(model.patch_embed, "dynamic_img_pad", False)
+        for side in () if pads else x.shape[-2:]:
+            if rest := side % self.stride:
+                near = [n for n in (side - rest, side - rest + self.stride) if n]
+                raise HeadwaterError(
+                    f"images of {x.shape[-2]} x {x.shape[-1]} px",
+                    f"cannot be cut into the {self.stride}-px patches of backbone '{self.name}'",
+                    f"use {' or '.join(map(str, near))} px instead of {side} (image_size, and "
+                    "crop_size with the local crops), or another patch_size",
+                )
 
     def _forward_part(
         self, x: Tensor, keep: Tensor | None, mask: Tensor | None, token: Tensor | None
@@ -97,6 +126,8 @@ class Encoder(nn.Module):
                 "set pretrain.backbone to a ViT (vit_*) or use another method",
             )
         model: Any = self.model
+        if self.overlapping:
+            x = x.masked_fill(self._hidden(x, keep, None if token is None else mask), 0)
         patches = model.patch_embed(x)  # (B, h, w, D), or (B, L, D) with a fixed image size
         if mask is not None and token is not None:
             hidden = mask.view(*patches.shape[:-1], 1)  # (B, L) -> (B, h, w, 1)
@@ -109,6 +140,32 @@ class Encoder(nn.Module):
         out: Tensor = model.norm(model.blocks(model.norm_pre(tokens)))
         return out
 
+    def _hidden(self, x: Tensor, keep: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Pixels (B, 1, H, W) that must not be seen: a conv stem looks beyond its patch."""
+        h, w = x.shape[-2] // self.stride, x.shape[-1] // self.stride
+        hidden = torch.zeros(len(x), h * w, dtype=torch.bool, device=x.device)
+        if keep is not None:
+            hidden = ~hidden.scatter(1, keep, True)
+        if mask is not None:
+            hidden = hidden | mask.flatten(1)
+        cells = hidden.view(-1, 1, h, w)  # (B, h*w) -> (B, 1, h, w)
+        # (B, 1, h, w) -> (B, 1, H, W)
+        return cells.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
+
+
+def require_channels(encoder: Encoder, channels: int) -> None:
+    """Refuse images that the encoder was not built for.
+
+    Raises:
+        HeadwaterError: ``channels`` is not ``encoder.channels``.
+    """
+    if encoder.channels != channels:
+        raise HeadwaterError(
+            f"backbone '{encoder.name}' for {encoder.channels} channels",
+            f"cannot take images of {channels}",
+            f"set pretrain.backbone_args: {{in_chans: {channels}}}, the value of data.channels",
+        )
+
 
 def _is_vit(model: nn.Module) -> bool:
     from timm.models.vision_transformer import VisionTransformer
@@ -116,9 +173,14 @@ def _is_vit(model: nn.Module) -> bool:
     return isinstance(model, VisionTransformer)
 
 
+def _in_patches(model: Any) -> bool:
+    """Whether the whole model works on the grid of its patches, as a ViT does."""
+    return hasattr(model, "blocks") and hasattr(getattr(model, "patch_embed", None), "feat_ratio")
+
+
 def _stride(model: Any) -> int:
-    if hasattr(model, "patch_embed") and hasattr(model, "blocks"):
-        return int(model.patch_embed.patch_size[0])
+    if _in_patches(model):
+        return int(model.patch_embed.feat_ratio())
     return int(model.feature_info[-1]["reduction"])
 
 
@@ -127,10 +189,10 @@ def create(name: str, args: Mapping[str, Any] | None = None) -> Encoder:
 
     Args:
         name: any timm model name.
-        args: keyword arguments of ``timm.create_model``.
+        args: keyword arguments of ``timm.create_model``, and ``stem`` (see ``stems.py``).
 
     Raises:
-        HeadwaterError: unknown name, or arguments the model refuses.
+        HeadwaterError: unknown name, arguments the model refuses, or a stem it cannot have.
     """
     return _create(name, dict(args or {}), pretrained=False)
 
@@ -146,14 +208,18 @@ def _create(name: str, args: dict[str, Any], pretrained: bool) -> Encoder:
             f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()",
         )
     try:
-        model, args = _build(name, args, pretrained)
+        plain = {k: v for k, v in args.items() if k != "stem"}
+        model, plain = _build(name, plain, pretrained)
     except (TypeError, ValueError, AssertionError) as error:
         raise HeadwaterError(
             f"arguments {args} of backbone '{name}'",
             f"are refused by timm ({error})",
             "change pretrain.backbone_args",
         ) from error
-    return Encoder(model, name, args)
+    if stem := args.get("stem"):
+        stems.apply(model, name, stem, int(plain.get("in_chans", 3)))
+        plain["stem"] = stem
+    return Encoder(model, name, plain)
 
 
 def _build(name: str, args: dict[str, Any], pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
@@ -212,10 +278,25 @@ def load(folder: Path) -> Encoder:
     return encoder
 
 
+def normalisation(channels: int) -> tuple[Colour, Colour]:
+    """Mean and standard deviation of our own encoders' inputs, on the [0, 1] scale."""
+    return (0.5,) * channels, (0.25,) * channels
+
+
 def preprocess(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 (B, C, H, W) or (B, H, W, 3) -> normalised float32 (B, C, H, W)."""
-    if images.shape[-1] == 3 and images.shape[1] != 3:
-        images = images.permute(0, 3, 1, 2)  # (B, H, W, 3) -> (B, 3, H, W)
+    """uint8 (B, C, H, W) or (B, H, W, C) -> normalised float32 (B, C, H, W), C being len(mean).
+
+    Raises:
+        HeadwaterError: images of other channels.
+    """
+    if images.shape[-1] == len(mean) and images.shape[1] != len(mean):
+        images = images.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+    if images.shape[1] != len(mean):
+        raise HeadwaterError(
+            f"images of {images.shape[1]} channels",
+            f"do not suit an encoder for {len(mean)}",
+            "set data.channels as it was when the encoder was trained, or train anew",
+        )
     scale = torch.tensor(std, device=images.device).mul(255).view(-1, 1, 1)
     shift = torch.tensor(mean, device=images.device).div(torch.tensor(std, device=images.device))
     return images.float().div_(scale).sub_(shift.view(-1, 1, 1))

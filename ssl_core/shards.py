@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import artifacts
+from . import artifacts, bands
 from .errors import HeadwaterError
 from .parallel import ordered_map
 
@@ -40,18 +40,18 @@ WHITE = 255
 
 
 def canvas(pixels: Pixels, side: int) -> Pixels:
-    """Fit an image into a white square: (H, W, 3) -> (3, side, side), whole and in proportion.
+    """Fit an image into a white square: (H, W, C) -> (C, side, side), whole and in proportion.
 
     A centre crop would cut off what lies at the edge before training's random crop has chosen,
-    and a plain resize would distort. White is what transparency is flattened on as well.
+    and a plain resize would distort. White, 255 in every band, is what transparency is flattened
+    on as well.
     """
-    height, width = pixels.shape[:2]
+    height, width, channels = pixels.shape
     scale = side / max(height, width)
     fitted = (max(1, round(width * scale)), max(1, round(height * scale)))
     if fitted != (width, height):
-        image = Image.fromarray(pixels).resize(fitted, Image.Resampling.BICUBIC)  # antialiased
-        pixels = np.asarray(image)
-    out = np.full((3, side, side), WHITE, dtype=np.uint8)
+        pixels = bands.resize(pixels, fitted)
+    out = np.full((channels, side, side), WHITE, dtype=np.uint8)
     left, top = (side - fitted[0]) // 2, (side - fitted[1]) // 2
     out[:, top : top + fitted[1], left : left + fitted[0]] = pixels.transpose(2, 0, 1)
     return out
@@ -165,10 +165,12 @@ class ShardWriter:
             self.open = None
 
 
-def write(folder: Path, samples: Iterable[Sample], max_bytes: int, max_side: int) -> pd.DataFrame:
+def write(
+    folder: Path, samples: Iterable[Sample], max_bytes: int, max_side: int, channels: int = 3
+) -> pd.DataFrame:
     """Write shards, index.parquet and index.json into an existing folder; return the index.
 
-    ``samples`` come split by split, each split in one run.
+    ``samples`` come split by split, each split in one run; all images have ``channels``.
     """
     with ShardWriter(folder, max_bytes) as writer:
         for sample in samples:
@@ -176,17 +178,18 @@ def write(folder: Path, samples: Iterable[Sample], max_bytes: int, max_side: int
     frame = pd.DataFrame(writer.rows, columns=list(COLUMNS))
     frame.to_parquet(folder / "index.parquet", engine="pyarrow", index=False)
     classes = sorted(frame["label"].dropna().unique().tolist())
-    about = {"classes": classes, "max_side": max_side, "shards": writer.shards}
-    artifacts.write_json(folder / "index.json", about)
+    about = {"classes": classes, "max_side": max_side, "channels": channels}
+    artifacts.write_json(folder / "index.json", about | {"shards": writer.shards})
     return frame
 
 
-def _known_shards(folder: Path) -> dict[str, dict[str, Any]]:
+def _about(folder: Path) -> dict[str, Any]:
+    """index.json."""
     path = folder / "index.json"
     if not path.exists():
         raise HeadwaterError(folder, "holds no shards (index.json is missing)", "run stage shard")
-    shards: dict[str, dict[str, Any]] = artifacts.read_json(path)["shards"]
-    return shards
+    found: dict[str, Any] = artifacts.read_json(path)
+    return found
 
 
 def verify(folder: Path) -> int:
@@ -195,7 +198,7 @@ def verify(folder: Path) -> int:
     Raises:
         HeadwaterError: a shard is missing or altered; the message names it.
     """
-    shards = _known_shards(folder)
+    shards = _about(folder)["shards"]
     for name, known in shards.items():
         path = folder / name
         if not path.exists():
@@ -214,6 +217,8 @@ class ShardReader:
     ``rank`` of ``world`` readers take disjoint slices of each global batch. Decoded images are
     cached up to ``cache_bytes``: always the same first rows of the split, since a cache of
     recent ones is useless when each epoch visits every sample once.
+
+    Images have ``channels``, those of the shards; with ``rgb`` always three (``bands.to_rgb``).
     """
 
     def __init__(
@@ -226,8 +231,10 @@ class ShardReader:
         world: int = 1,
         threads: int = 2,
         cache_bytes: int = CACHE_BYTES,
+        rgb: bool = False,
     ) -> None:
-        _known_shards(folder)
+        stored = int(_about(folder).get("channels", 3))
+        self.channels = 3 if rgb else stored
         self.folder, self.side, self.seed = folder, image_size, seed
         self.rank, self.world, self.threads = rank, world, threads
         frame = pd.read_parquet(folder / "index.parquet")
@@ -237,8 +244,9 @@ class ShardReader:
             rule = f"holds no image of split {split!r}"
             raise HeadwaterError(folder, rule, "check data.test_fraction and the curate stage")
         self._places = list(self.frame[["shard", "key", "offset", "size"]].itertuples(index=False))
-        cached = min(len(self.frame), cache_bytes // (3 * image_size**2))
-        self._cache = np.empty((cached, 3, image_size, image_size), dtype=np.uint8)
+        shape = (self.channels, image_size, image_size)
+        cached = min(len(self.frame), cache_bytes // (self.channels * image_size**2))
+        self._cache = np.empty((cached, *shape), dtype=np.uint8)
         self._ready = np.zeros(len(self.frame), dtype=np.bool_)
         self._orders: dict[int, Ints] = {}
 
@@ -272,7 +280,7 @@ class ShardReader:
     def batches(
         self, batch_size: int, start: int = 0, steps: int | None = None
     ) -> Generator[tuple[Ints, Tensor], None, None]:
-        """Yield ``steps`` batches (endless if None) of rows (B,) and images uint8 (B, 3, S, S).
+        """Yield ``steps`` batches (endless if None) of rows (B,) and images uint8 (B, C, S, S).
 
         Batch k is a pure function of (seed, k, rank, world): ``start=k`` continues as if the
         first k batches had been read. Batches run across epoch borders, so none is short and
@@ -287,7 +295,7 @@ class ShardReader:
         return self._stream(rows[i : i + batch_size] for i in range(0, len(rows), batch_size))
 
     def take(self, rows: Ints) -> Tensor:
-        """The images of some rows (B,), uint8 (B, 3, S, S)."""
+        """The images of some rows (B,), uint8 (B, C, S, S)."""
         return self._load(np.asarray(rows, np.int64))
 
     def _stream(self, plan: Iterable[Ints]) -> Generator[tuple[Ints, Tensor], None, None]:
@@ -295,7 +303,7 @@ class ShardReader:
         return ordered_map(lambda rows: (rows, self._load(rows)), plan, self.threads, ahead)
 
     def _load(self, rows: Ints) -> Tensor:
-        out = np.empty((len(rows), 3, self.side, self.side), dtype=np.uint8)
+        out = np.empty((len(rows), self.channels, self.side, self.side), dtype=np.uint8)
         ready = self._ready[rows]
         out[ready] = self._cache[rows[ready]]
         for place in np.flatnonzero(~ready):
@@ -313,6 +321,9 @@ class ShardReader:
         try:
             with (self.folder / shard).open("rb", buffering=0) as file:
                 data = os.pread(file.fileno(), size, offset)
+            if bands.is_array(data):
+                pixels = bands.unpack(data)
+                return canvas(bands.to_rgb(pixels) if self.channels == 3 else pixels, self.side)
             image = Image.open(io.BytesIO(data))
             image.draft("RGB", (self.side, self.side))  # JPEG: decode at 1/2, 1/4 where enough
             return canvas(np.asarray(image.convert("RGB")), self.side)

@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,155 +19,90 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoints, dist, models, plugins
-from .artifacts import append_line, read_json, read_lines, sha256_json, write_bytes, write_json
-from .augment import Augmenter
+from . import checkpoints, dist, models, sam
+from .artifacts import append_line, read_json, read_lines, write_bytes, write_json
 from .config import Config
 from .errors import HeadwaterError
+from .guard import Trouble
+from .job import ROLLBACKS, Run, build, device, learning_rate, step_seed, use_bf16
 from .progress import Reporter
-from .shards import ShardReader
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-BAD_STEPS = 3  # non-finite steps in a row before training stops
 CLIP = 3.0  # largest gradient norm
 
 
-def device() -> torch.device:
-    """The accelerator of this rank if there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+def _set_rates(run: Run, step: int) -> None:
+    """Learning rate and weight decay of this step."""
+    p, o = run.cfg.pretrain, run.options
+    lr = learning_rate(step, run.steps, run.peak, p.warmup) * run.factor
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+        if o.weight_decay_end is not None and p.weight_decay is None and group["decays"]:
+            share = (1 - math.cos(math.pi * step / run.steps)) / 2
+            group["weight_decay"] = o.weight_decay + (o.weight_decay_end - o.weight_decay) * share
 
 
-def use_bf16(precision: str, on: torch.device, convolutions: bool = False) -> bool:
-    """Whether autocast to bf16 is on: asked for, or ``auto`` where the device gains from it.
-
-    A GPU that computes in bf16 does. On a CPU with AVX512-BF16 convolutions do (ResNet-10t:
-    435 against 282 views/s), but not the narrow ViTs one trains there (541 against 611; LOG.md).
-    """
-    if precision != "auto":
-        return precision == "bf16"
-    if on.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return convolutions and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+Inputs = dict[str, Any]
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then cosine to zero."""
-    ramp = max(1, round(warmup * steps))
-    if step < ramp:
-        return peak * (step + 1) / ramp
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+def _inputs(run: Run, rows: Any, images: Tensor, step: int) -> tuple[list[Tensor], Inputs]:
+    """The views of a batch and what else the method wants."""
+    generator = torch.Generator(run.device)
+    generator.manual_seed(step_seed(run.cfg.seed, step, dist.rank()))
+    views, boxes = run.augment.with_boxes(images.to(run.device, non_blocking=True), generator)
+    given = {"boxes": boxes, "labels": run.labels[rows].to(run.device)}
+    return views, {k: v for k, v in given.items() if k in getattr(run.method, "wants", ())}
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases, norms and other 1-D parameters are not decayed."""
-    live = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in live if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in live if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed for one step of one rank."""
-    return int(sha256_json([seed, step, rank])[:15], 16)
-
-
-@dataclass
-class Run:
-    """All that one rank needs to train."""
-
-    cfg: Config
-    work: Path
-    method: nn.Module
-    optimizer: torch.optim.Optimizer
-    reader: ShardReader
-    augment: Augmenter
-    device: torch.device
-    steps: int
-    peak: float
-
-    def state(self) -> dict[str, Any]:
-        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def restore(self) -> int:
-        """Load the newest whole checkpoint; returns the step to do next."""
-        found = checkpoints.latest(self.work)
-        if found is None:
-            return 0
-        step, state = found
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return step
-
-
-def build(cfg: Config, shards: Path, work: Path) -> Run:
-    """Method, optimiser, reader and augmentation from the configuration."""
-    p, dev = cfg.pretrain, device()
-    torch.manual_seed(cfg.seed)
-    plugin = plugins.load("methods", p.method)
-    options = plugin.Config.model_validate(p.options)
-    encoder = models.load(Path(p.init)) if p.init else models.create(p.backbone, p.backbone_args)
-    rank, world = dist.rank(), dist.world()
-    reader = ShardReader(shards, "train", p.image_size, cfg.seed, rank, world)
-    batch = p.batch_size * world
-    steps = max(1, round(p.epochs * len(reader) / batch))
-    # Channels last is what convolutions are fastest in (282 against 219 views/s, ResNet-10t).
-    form = torch.preserve_format if encoder.is_vit else torch.channels_last
-    method = plugin.Method(encoder, options, p.crop_size, steps).to(dev, memory_format=form)
-    if dev.type == "cuda":
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-    peak = (options.lr if p.lr is None else p.lr) * batch / 256
-    decay = options.weight_decay if p.weight_decay is None else p.weight_decay
-    groups = parameter_groups(method, decay)
-    optimizer = torch.optim.AdamW(groups, lr=peak, betas=options.betas, fused=True)
-    augment = Augmenter(method.views, MEAN, STD)
-    return Run(cfg, work, method, optimizer, reader, augment, dev, steps, peak)
-
-
-def _forward(
-    run: Run, model: nn.Module, images: Tensor, step: int
+def _gradients(
+    run: Run, model: nn.Module, views: list[Tensor], inputs: Inputs, step: int
 ) -> tuple[Tensor, dict[str, Any]]:
-    seed = step_seed(run.cfg.seed, step, dist.rank())
-    torch.manual_seed(seed)
-    generator = torch.Generator(run.device).manual_seed(seed)
-    views = run.augment(images.to(run.device, non_blocking=True), generator)
+    """Loss and monitors; fresh gradients in the parameters."""
+    torch.manual_seed(step_seed(run.cfg.seed, step, dist.rank()))
     convolutions = not run.method.encoder.is_vit  # type: ignore[union-attr]
     bf16 = use_bf16(run.cfg.pretrain.precision, run.device, convolutions)
     with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
-        loss, metrics = model(views, step)
-    return loss, metrics
+        loss, metrics = model(views, step, **inputs)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    return loss.detach(), metrics
 
 
-def _update(run: Run, loss: Tensor, step: int) -> float:
-    """One optimiser step; returns the gradient norm. A non-finite one changes nothing.
+def _sharp_gradients(
+    run: Run, model: nn.Module, views: list[Tensor], inputs: Inputs, rows: Any, step: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """SAM: gradients at the worst place near by; rwSAM seeks it with rare images foremost."""
+    heavy = {} if run.weights is None else {"weights": run.weights[rows].to(run.device)}
+    found = _gradients(run, model, views, inputs | heavy, step)
+    live = [p for p in run.method.parameters() if p.requires_grad]
+    with sam.at_the_worst(live, run.cfg.pretrain.sam.radius), sam.still_buffers(run.method):
+        _gradients(run, model, views, inputs, step)
+    return found
+
+
+def _step(
+    run: Run, model: nn.Module, rows: Any, images: Tensor, step: int
+) -> tuple[float, float, dict[str, Any]]:
+    """One step; returns loss, gradient norm and monitors. A non-finite one changes nothing.
 
     Gradients are already averaged over ranks here, so all ranks decide alike.
     """
-    lr = learning_rate(step, run.steps, run.peak, run.cfg.pretrain.warmup)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    _set_rates(run, step)
+    views, inputs = _inputs(run, rows, images, step)
+    if run.cfg.pretrain.sam.radius:
+        loss, metrics = _sharp_gradients(run, model, views, inputs, rows, step)
+    else:
+        loss, metrics = _gradients(run, model, views, inputs, step)
     live = [p for group in run.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(live, CLIP)
     if torch.isfinite(norm):
         run.optimizer.step()
         run.method.after_step(step)  # type: ignore[operator]
-    return float(norm)
+    return float(loss), float(norm), metrics
 
 
-def _note_bad(run: Run, step: int, indices: Any, bad: int) -> None:
-    keys = run.reader.frame["key"].iloc[indices].tolist()
+def _note_bad(run: Run, step: int, rows: Any) -> None:
+    keys = run.reader.frame["key"].iloc[rows].tolist()
     append_line(run.work / "bad_steps.jsonl", {"step": step, "samples": keys})
-    if bad >= BAD_STEPS:
-        raise HeadwaterError(
-            f"loss or gradient at step {step}",
-            f"was not finite {bad} times in a row",
-            "lower pretrain.lr (or raise pretrain.warmup, or set pretrain.precision: fp32); "
-            f"the samples are listed in {run.work / 'bad_steps.jsonl'}",
-        )
 
 
 def _trim_log(path: Path, step: int) -> None:
@@ -178,34 +111,67 @@ def _trim_log(path: Path, step: int) -> None:
     write_bytes(path, "".join(json.dumps(r, sort_keys=True) + "\n" for r in lines).encode())
 
 
-def _loop(run: Run, report: Reporter) -> None:
-    p, start = run.cfg.pretrain, run.restore()
-    log, main = run.work / "log.jsonl", dist.rank() == 0
+def _judge(run: Run, step: int, rows: Any, row: dict[str, float]) -> None:
+    """Let the guard see this step.
+
+    Raises:
+        Trouble: as it says.
+    """
+    saves = (step + 1) % run.cfg.pretrain.checkpoint_steps == 0 or step + 1 == run.steps
+    try:
+        run.guard.step(step, row["grad_norm"])
+    finally:
+        if run.guard.bad:
+            _note_bad(run, step, rows)
+    looks = (step + 1) % run.cfg.pretrain.check_steps == 0 or saves
+    if looks and not run.guard.bad and run.features is not None:
+        run.guard.look(step, run.features, row["loss"], row)
+    if dist.rank() == 0 and saves and (run.guard.healthy or step + 1 == run.steps):
+        checkpoints.save(run.work, step + 1, run.state())
+
+
+def _stretch(run: Run, model: nn.Module, report: Reporter, start: int) -> None:
+    """Train from step ``start`` to the end.
+
+    Raises:
+        Trouble: the guard has seen enough.
+    """
+    p, log, main = run.cfg.pretrain, run.work / "log.jsonl", dist.rank() == 0
     if main:
         _trim_log(log, start)
-    model = DistributedDataParallel(run.method) if dist.active() else run.method
     run.method.train()
     per_step = p.batch_size * dist.world()
-    bad = 0
     batches = run.reader.batches(p.batch_size, start, run.steps - start)
     with (
         report.bar(run.steps * per_step, "img", start * per_step) as advance,
         contextlib.closing(batches),
     ):
-        for step, (indices, images) in enumerate(batches, start):
-            loss, metrics = _forward(run, model, images, step)
-            norm = _update(run, loss, step)
-            bad = 0 if math.isfinite(norm) else bad + 1
-            if bad:
-                _note_bad(run, step, indices, bad)
-            row = {"loss": float(loss.detach()), "grad_norm": norm} | {
-                k: float(v) for k, v in metrics.items()
-            }
+        for step, (rows, images) in enumerate(batches, start):
+            loss, norm, metrics = _step(run, model, rows, images, step)
+            row = {"loss": loss, "grad_norm": norm} | {k: float(v) for k, v in metrics.items()}
             if main:
                 append_line(log, {"step": step, "lr": run.optimizer.param_groups[0]["lr"], **row})
-                if (step + 1) % p.checkpoint_steps == 0 or step + 1 == run.steps:
-                    checkpoints.save(run.work, step + 1, run.state())
+            _judge(run, step, rows, row)
             advance(per_step, **row)
+
+
+def _go_back(run: Run, trouble: Trouble, report: Reporter) -> int:
+    """The step to go on from, with half the learning rate.
+
+    Raises:
+        HeadwaterError: training has gone back often enough.
+    """
+    if len(read_lines(run.work / ROLLBACKS)) >= run.cfg.pretrain.rollbacks:
+        samples = run.work / "bad_steps.jsonl"
+        seen = f"; samples of such steps are in {samples}" if samples.exists() else ""
+        raise HeadwaterError(trouble.what, trouble.rule, trouble.fix + seen) from trouble
+    dist.barrier()  # all ranks have counted before one writes
+    step = run.restore()
+    if dist.rank() == 0:
+        append_line(run.work / ROLLBACKS, {"step": trouble.step, "to": step, "why": trouble.rule})
+    dist.barrier()
+    report.log(f"{trouble}. Going back to step {step} with half the learning rate")
+    return step
 
 
 def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
@@ -214,23 +180,34 @@ def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
     ``work`` holds checkpoints and the log; an interrupted call continues where it stopped.
 
     Raises:
-        HeadwaterError: three non-finite steps in a row, or an unknown method or option.
+        HeadwaterError: the guard saw trouble more often than ``pretrain.rollbacks``, or an
+            unknown method or option.
     """
     run = build(cfg, shards, work)
-    _loop(run, report)
-    return run.method
+    start = run.restore()
+    if dist.rank() == 0 and not start:
+        checkpoints.save(work, 0, run.state())  # to go back to
+    model = DistributedDataParallel(run.method) if dist.active() else run.method
+    while True:
+        try:
+            _stretch(run, model, report, start)
+            return run.method
+        except Trouble as trouble:
+            start = _go_back(run, trouble, report)
 
 
 def export(method: nn.Module, cfg: Config, folder: Path) -> None:
     """Write encoder.safetensors and encoder.json."""
+    encoder: models.Encoder = method.encoder  # type: ignore[assignment]
+    mean, std = models.normalisation(encoder.channels)
     meta = {
         "image_size": cfg.pretrain.image_size,
-        "mean": list(MEAN),
-        "std": list(STD),
+        "mean": list(mean),
+        "std": list(std),
         "method": cfg.pretrain.method,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    models.save(method.encoder, folder, meta)  # type: ignore[arg-type]
+    models.save(encoder, folder, meta)
 
 
 def launch(cfg: Config, shards: Path, work: Path, processes: int) -> None:

@@ -13,19 +13,25 @@ from ssl_core.errors import HeadwaterError
 
 OPTIONS = """
 seed
-data.sources data.test_fraction data.max_pixels data.min_side
+data.sources data.test_fraction data.max_pixels data.min_side data.channels
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
 shard.max_bytes shard.max_side
-pretrain.method pretrain.options pretrain.backbone pretrain.backbone_args pretrain.image_size
+pretrain.method pretrain.recipe pretrain.options pretrain.backbone
+pretrain.backbone_args pretrain.image_size
 pretrain.crop_size pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay
+pretrain.before.method pretrain.before.options pretrain.before.epochs pretrain.before.lr
+pretrain.before.weight_decay pretrain.sam.radius pretrain.sam.alpha pretrain.sam.encoder
+pretrain.check_steps pretrain.rollbacks
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
 embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
 deploy.min_drop deploy.min_labels deploy.cooldown_days
+bench.sets bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
+bench.backbone_args bench.image_size bench.batch_size bench.test_fraction bench.options
 seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
 """
 

@@ -15,7 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssl_core import dist, models, plugins
 from ssl_core.losses import dino
+from ssl_core.losses.koleo import koleo
 from ssl_core.losses.nt_xent import nt_xent
+from ssl_core.losses.sinkhorn import sinkhorn
+from ssl_core.methods import _masks
 from ssl_core.methods import mae as mae_method
 from ssl_core.types import Task
 
@@ -24,8 +27,25 @@ CLASSES = 3
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "simclr": {"hidden": 16, "out": 8},
+    "moco_v3": {"hidden": 16, "out": 8},
+    "byol": {"hidden": 16, "out": 8},
+    "simsiam": {"hidden": 16, "out": 8, "bottleneck": 4},
+    "vicreg": {"hidden": 16, "out": 8},
+    "rince": {"hidden": 16, "out": 8},
+    "contrastive": {"hidden": 16, "out": 8, "loss": "swd"},
+    "clip_min": {"out": 8},
     "dino": {"prototypes": 12, "hidden": 16, "bottleneck": 8, "locals_": 1, "freeze": 0.5},
     "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "ibot": {"prototypes": 12, "hidden": 16, "bottleneck": 8, "locals_": 1, "tied": False},
+    "dinov2": {"prototypes": 12, "hidden": 16, "bottleneck": 8, "locals_": 1, "tied": False},
+    "simmim": {"mask_patch": 8},
+    "cl_mim": {"hidden": 16, "out": 8, "mask_patch": 8, "weight": 0.5},
+    "msn": {"prototypes": 12, "hidden": 16, "out": 8, "locals_": 1},
+    "pmsn": {"prototypes": 12, "hidden": 16, "out": 8, "locals_": 1},
+    "supcon": {"hidden": 16, "out": 8},
+    "supcon_ce": {"hidden": 16, "out": 8},
+    "supervised": {"label_smoothing": 0.1},
+    "vicregl": {"hidden": 16, "out": 8, "local_hidden": 16, "local_out": 8, "locals_": 1},
 }
 
 
@@ -46,7 +66,7 @@ def loss_case() -> dict[str, Tensor]:
     torch.manual_seed(0)
     weight = torch.randn(features.shape[1], 6, requires_grad=True)
     a, b = share(features) @ weight, share(features.roll(1, dims=1)) @ weight
-    loss = nt_xent(a, b, 0.3)
+    loss = nt_xent(a, b, 0.3) + koleo(a)
     loss.backward()
     assert weight.grad is not None
     teacher = torch.stack([a, b])
@@ -55,7 +75,25 @@ def loss_case() -> dict[str, Tensor]:
         "grad": dist.mean(weight.grad),
         "centre": dino.batch_centre(teacher),
         "gathered": dist.gather(a).detach(),
+        "sinkhorn": uneven_sinkhorn(dist.gather(a).detach()),
     }
+
+
+def uneven_sinkhorn(logits: Tensor) -> Tensor:
+    """Balanced with one sample on the first rank and the others on the last."""
+    cuts = [0, *[1] * (dist.world() - 1), len(logits)]
+    own = slice(cuts[dist.rank()], cuts[dist.rank() + 1])
+    whole = torch.zeros_like(logits)
+    whole[own] = sinkhorn(logits[own], 0.3)
+    return dist.mean(whole) * dist.world()
+
+
+def fixed_blocks(counts: Tensor, side: int, smallest: float) -> Tensor:
+    return torch.tensor([True, False, False, True]).expand(len(counts), 4)
+
+
+def fixed_cells(batch: int, cells: int, unit: int, hidden: int, device: torch.device) -> Tensor:
+    return (torch.arange(4) < hidden).expand(batch, 4)
 
 
 def fixed_mask(batch: int, side: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -69,7 +107,7 @@ def inputs_of(views: list[Tensor]) -> dict[str, Any]:
     boxes = [torch.rand(WORLD * BATCH, 5, generator=g).mul_(0.5) for _ in views]
     weights = torch.rand(WORLD * BATCH, generator=g)
     return {
-        "labels": share(torch.arange(WORLD * BATCH) % CLASSES),
+        "labels": share(torch.tensor([0, -1, 2, 0, 1, -1, -1, -1])),  # unevenly known
         "boxes": [share(b) for b in boxes],
         "weights": share(weights / weights.mean()),
     }
@@ -85,6 +123,7 @@ def method_case(name: str) -> dict[str, Tensor]:
         if isinstance(module, nn.BatchNorm1d):
             module.eval()
     mae_method.random_mask = fixed_mask
+    _masks.block_masks, _masks.cell_masks = fixed_blocks, fixed_cells
     model = DistributedDataParallel(method) if dist.active() else method
     views = [share(v) for v in data()][: sum(v.count for v in method.views)]
     inputs = {name: inputs_of(views)[name] for name in getattr(method, "wants", ())}
@@ -118,11 +157,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     mp.spawn(worker, (str(folder),), WORLD)
     ranks = [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(WORLD)]
     threads, mask = torch.get_num_threads(), mae_method.random_mask
+    blocks, cells = _masks.block_masks, _masks.cell_masks
     try:
         alone = everything()
     finally:
         torch.set_num_threads(threads)
         mae_method.random_mask = mask
+        _masks.block_masks, _masks.cell_masks = blocks, cells
     return [alone, *ranks]
 
 

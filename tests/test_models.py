@@ -79,6 +79,95 @@ def test_vit_takes_other_sizes_and_patches_are_in_place() -> None:
     assert changed.nonzero().tolist() == [[1, 3]]
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ((36, 32), "images of 36 x 32 px.*8-px patches.*use 32 or 40 px instead of 36"),
+        ((32, 60), "use 56 or 64 px instead of 60"),
+        ((5, 32), "use 8 px instead of 5"),
+    ],
+)
+def test_sizes_that_patches_do_not_fill_name_the_nearest(size: tuple[int, int], says: str) -> None:
+    with pytest.raises(HeadwaterError, match=says):
+        tiny()(torch.randn(1, 3, *size))
+
+
+def test_cnns_and_padding_vits_take_any_size() -> None:
+    encoder = tiny(dynamic_img_pad=True)
+    cnn = models.create("resnet10t").eval()
+    with torch.no_grad():
+        assert encoder(torch.randn(1, 3, 33, 32)).patch.shape == (1, 5, 4, 24)
+        assert cnn(torch.randn(1, 3, 65, 32)).patch.shape == (1, 3, 1, 512)
+
+
+def test_positions_are_resampled_to_the_size() -> None:
+    """A smooth field of positions looks the same on a grid twice as fine."""
+    encoder = tiny(class_token=False, global_pool="avg")
+    model = encoder.model
+    model.blocks, model.norm, model.fc_norm = nn.Sequential(), nn.Identity(), nn.Identity()
+    ramp = torch.linspace(0, 1, 4)
+    field = (ramp[:, None] + 2 * ramp).view(1, 16, 1)
+    with torch.no_grad():
+        model.pos_embed.copy_(field.expand_as(model.pos_embed))
+        small, large = (encoder(torch.zeros(1, 3, s, s)).patch for s in (32, 64))
+        cells = large.view(1, 4, 2, 4, 2, 24).mean((2, 4))
+    assert large.shape == (1, 8, 8, 24)
+    inner = (slice(None), slice(1, 3), slice(1, 3))  # beyond the rim there is nothing to go on
+    torch.testing.assert_close(cells[inner], small[inner], atol=0.05, rtol=0)
+
+
+def test_registers_are_never_in_the_patch_map() -> None:
+    encoder = tiny(reg_tokens=3, global_pool="avg")
+    model = encoder.model
+    model.blocks = nn.Sequential()  # no token mixes with another
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        before = encoder(x)
+        assert (encoder.n_prefix, before.patch.shape) == (4, (2, 4, 4, 24))
+        model.reg_token.add_(torch.randn_like(model.reg_token) * 9)
+        model.cls_token.add_(torch.randn_like(model.cls_token) * 9)
+        after = encoder(x)
+        kept = encoder(x, keep=torch.arange(16).expand(2, 16))
+    assert torch.equal(after.patch, before.patch)
+    assert torch.equal(after.pooled, before.pooled)  # the mean of patches alone
+    assert torch.equal(kept.patch, before.patch.flatten(1, 2))
+    assert after.cls is not None
+    assert before.cls is not None
+    assert not torch.equal(after.cls, before.cls)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 16])
+@pytest.mark.parametrize(
+    ("name", "args"), [(n, a) for n, a, *_ in FAMILIES], ids=lambda v: str(v)[:12]
+)
+def test_any_number_of_channels(
+    tmp_path: Path, name: str, args: dict[str, object], channels: int
+) -> None:
+    encoder = models.create(name, {**args, "in_chans": channels}).eval()
+    assert encoder.channels == channels
+    mean, std = models.normalisation(channels)
+    pixels = torch.randint(0, 256, (2, channels, 64, 64), dtype=torch.uint8)
+    x = models.preprocess(pixels, mean, std)
+    with torch.no_grad():
+        pooled = encoder(x).pooled
+        for c in (0, channels - 1):  # the first and the last are looked at
+            changed = x.clone()
+            changed[:, c] += torch.randn(64, 64)
+            assert not torch.equal(encoder(changed).pooled, pooled)
+    with pytest.raises(HeadwaterError, match=rf"in_chans: {channels + 1}"):
+        encoder(torch.randn(1, channels + 1, 64, 64))
+    models.save(encoder, tmp_path, {})
+    assert models.load(tmp_path).channels == channels
+
+
+@pytest.mark.parametrize("name", ["coat_tiny", "volo_d1_224"])
+def test_a_model_without_one_grid_says_so(name: str) -> None:
+    with torch.device("meta"):
+        encoder = models.create(name)
+        with pytest.raises(HeadwaterError, match="no single grid"):
+            encoder(torch.empty(1, 3, 224, 224))
+
+
 @pytest.mark.parametrize("registers", [0, 2])
 def test_all_patches_kept_is_the_plain_forward(registers: int) -> None:
     encoder = tiny(reg_tokens=registers)
@@ -184,6 +273,8 @@ def test_preprocess_takes_both_layouts() -> None:
         got = models.preprocess(given, mean, std)
         np.testing.assert_allclose(got.numpy(), want, atol=1e-5)
         assert got.dtype == torch.float32
+    with pytest.raises(HeadwaterError, match=r"images of 5 channels.*encoder for 3"):
+        models.preprocess(torch.zeros(2, 5, 8, 8, dtype=torch.uint8), mean, std)
 
 
 def test_seed_encoder_knows_a_daisy_and_a_palace() -> None:

@@ -18,10 +18,11 @@ from ..types import Array, Embeddings, Labels
 from . import _common
 from ._head import Head, softmax
 
-STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, strongest penalty first
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, strongest penalty first
 FALLBACK = 0.1  # where there are too few groups to choose
 HELD_OUT = 0.2
 LEAST = 5  # groups
+FALLS = 2  # in a row end the search; one may be chance: weak features rise late (LOG.md)
 STEPS = 200
 TOLERANCE = 1e-5  # of the gradient's largest entry, in the scaled basis
 CHANGE = 1e-6  # of the loss in one step, relative; float32 can tell little less
@@ -140,8 +141,8 @@ def choose(known: Embeddings) -> Head:
 
     Returned as the head that was best there, fitted on the other groups.
 
-    Penalties are tried from strong to weak until accuracy falls; of equal ones the stronger
-    stays. A class that only the held-out groups have counts as missed.
+    Penalties are tried from strong to weak until accuracy has fallen short of the best twice in
+    a row; of equal ones the stronger stays. A class that only the held-out groups have counts as missed.
     """
     out = _held_out(known.groups)
     features, target = known.features, known.labels
@@ -153,11 +154,12 @@ def choose(known: Embeddings) -> Head:
     basis = space(features[~out])
     x, test = basis.into(features[~out]), basis.into(features[out])
     weight = basis.start(None, names)
-    best, best_weight, best_strength = -1.0, weight, FALLBACK
+    best, best_weight, best_strength, falls = -1.0, weight, FALLBACK, 0
     for strength in STRENGTHS:
         weight = solve(x, own, basis.energy, strength, weight)
         right = float((present[(test @ weight.T).argmax(1)] == target[out]).mean())
-        if right < best:
+        falls = falls + 1 if right < best else 0
+        if falls == FALLS:
             break
         if right > best:
             best, best_weight, best_strength = right, weight, strength

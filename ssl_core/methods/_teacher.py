@@ -17,8 +17,18 @@ def frozen_copy(module: M) -> M:
     return copy.deepcopy(module).requires_grad_(False)
 
 
-def momentum(step: int, steps: int, start: float) -> float:
-    """Cosine from ``start`` at step 0 to 1 at ``steps`` (BYOL, arXiv 2006.07733)."""
+def first_momentum(chosen: float | None, steps: int) -> float:
+    """Where a teacher's momentum starts: ``chosen``, else by the length of training.
+
+    Then the teacher averages over a twentieth of the steps: 0.996 needs 5,000 of them, and in a
+    run of 150 it would leave the teacher where it was initialised (LOG.md).
+    """
+    return min(max(1 - 20 / max(steps, 1), 0.9), 0.996) if chosen is None else chosen
+
+
+def momentum(step: int, steps: int, start: float | None) -> float:
+    """Cosine from ``start`` (None: by ``steps``) at step 0 to 1 at ``steps`` (arXiv 2006.07733)."""
+    start = first_momentum(start, steps)
     return 1 - (1 - start) * (math.cos(math.pi * min(step / steps, 1.0)) + 1) / 2
 
 

@@ -36,7 +36,7 @@ def by_classes(classes: int, low: float, high: float) -> float:
     away hardest (arXiv 2012.09740). A starting point, not a law: sweep where it matters.
     """
     share = math.log(min(max(classes, 2), 1000) / 2) / math.log(500)
-    return high * (low / high) ** share
+    return float(high * (low / high) ** share)
 
 
 def at(t: Temperature, step: int, task: Task) -> float:

@@ -29,7 +29,7 @@ class Config(MultiCrop):
     teacher_temperature: tuple[float, float] = (0.04, 0.04)  # at first, after warm-up
     warm: float = 0.3  # share of steps in which the teacher's temperature rises
     freeze: float = 0.05  # share of steps in which the prototypes stand still
-    momentum: float = 0.99  # of the teacher at first; 1 at the end, by a cosine
+    momentum: float | None = None  # of the teacher at first, None: by the steps; 1 at the end
     centre_momentum: float = 0.9
 
 
@@ -49,6 +49,10 @@ PAPER = BYOL_COLOURS | {
     "locals_": 8,
     "local_blur": 0.5,
 }
+KNOB = (
+    "raise pretrain.options.momentum, lower pretrain.options.teacher_temperature against "
+    "a uniform answer, or centre_momentum against a single prototype"
+)
 
 
 class Method(nn.Module):
@@ -96,9 +100,12 @@ class Method(nn.Module):
         student = student.unflatten(0, (len(views), batch))  # (V*B, K) -> (V, B, K)
         value = loss.dino(student, target, c.student_temperature)
         spread = loss.entropy(target)
-        chance = math.log(c.prototypes)
-        shown = {"entropy": spread, "kl": value.detach() - spread, "temperature": warm}
-        return value, shown | {"chance": chance}
+        return value, {
+            "entropy": spread,
+            "kl": value.detach() - spread,
+            "temperature": warm,
+            "chance": math.log(c.prototypes),
+        }
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -35,6 +35,7 @@ PAPER = {
     "decoder_heads": 16,
     "scale": (0.2, 1.0),
 }
+KNOB = "lower pretrain.options.ratio"
 
 
 class Method(nn.Module):
@@ -64,14 +65,13 @@ class Method(nn.Module):
                 f"keeps {self.kept} of {side * side} patches",
                 "choose pretrain.options.ratio so that some are kept and some hidden",
             )
-        channels = int(encoder.model.patch_embed.proj.in_channels)  # type: ignore[union-attr,arg-type]
         self.decoder = MaskedDecoder(
             encoder.embed_dim,
             cfg.decoder_dim,
             cfg.decoder_depth,
             cfg.decoder_heads,
             (side, side),
-            self.patch**2 * channels,
+            self.patch**2 * encoder.channels,
         )
 
     @property

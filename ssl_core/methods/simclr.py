@@ -39,6 +39,7 @@ PAPER = {
     "jitter": (0.8, 0.8, 0.8, 0.2),
     "blur": (0.5, 0.5),
 }
+KNOB = "raise pretrain.batch_size or pretrain.options.temperature"
 
 
 class Method(nn.Module):

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from .. import bands
 from ._theme import BAD, GOOD, PAPER
 
 Pixels = NDArray[np.uint8]
@@ -35,7 +36,10 @@ def from_bytes(data: bytes, side: int = SIDE) -> Pixels | None:
     if len(data) > MAX_BYTES:
         return None
     try:
-        image = Image.open(io.BytesIO(data))
+        if bands.is_array(data):
+            image = Image.fromarray(np.ascontiguousarray(bands.to_rgb(bands.unpack(data))))
+        else:
+            image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             return None
         image.draft("RGB", (side, side))

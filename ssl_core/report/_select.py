@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .. import bands
 from ..artifacts import read_json
 from ..types import Array
 from . import _images
@@ -109,11 +110,12 @@ def patch_maps(
     encoder = models.load(pretrain).eval()
     if reader.side // encoder.stride < 4:
         return []
-    batch = reader.take(rows)  # (B, 3, S, S)
+    batch = reader.take(rows)  # (B, C, S, S)
     with torch.inference_mode():
         patch = encoder(models.preprocess(batch, meta["mean"], meta["std"])).patch
     colours = principal_colours(patch.float().numpy())
-    thumbs = batch.permute(0, 2, 3, 1).numpy()  # (B, 3, S, S) -> (B, S, S, 3)
+    pixels = batch.permute(0, 2, 3, 1).numpy()  # (B, C, S, S) -> (B, S, S, C)
+    thumbs = np.ascontiguousarray(bands.to_rgb(pixels))
     return [(_images.resize(t, side), c) for t, c in zip(thumbs, colours, strict=True)]
 
 

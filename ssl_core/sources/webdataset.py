@@ -1,8 +1,8 @@
 """WebDataset tars: members that share a key are one sample.
 
 The key is the name up to the first dot of its last part. The image is the member with an image
-ending; the label comes from ``.json`` (which may also hold group, source and captured_at),
-else ``.cls``, else ``.txt``.
+ending, or an ``.npy`` array where there is none; the label comes from ``.json`` (which may also
+hold group, source and captured_at), else ``.cls``, else ``.txt``.
 """
 
 from __future__ import annotations
@@ -63,11 +63,14 @@ class _Sample:
 
     def __init__(self) -> None:
         self.images: list[str] = []
+        self.arrays: list[str] = []  # beside an image they may be anything
         self.notes: dict[str, tarfile.TarInfo] = {}
 
     def add(self, ending: str, info: tarfile.TarInfo) -> None:
         if ending.rpartition(".")[2] in ENDINGS:
             self.images.append(info.name)
+        elif ending.rpartition(".")[2] == "npy":
+            self.arrays.append(info.name)
         elif ending in ("json", "cls", "txt"):
             self.notes[ending] = info
 
@@ -146,15 +149,16 @@ def _items(path: Path, root: Path) -> Iterator[Item]:
     version = version_of(about.st_size, about.st_mtime_ns)
     samples, bad = _samples(path, ref)
     for key, sample in samples.items():
-        if not sample.images:
+        pictures = sample.images or sample.arrays
+        if not pictures:
             yield refused(f"{ref}::{key}", "not-an-image", "the sample has no image member")
             continue
         try:
             row = _about(sample, ref, root)
         except Reject as reject:
-            yield from (Item(f"{ref}::{n}", reject=reject) for n in sample.images)
+            yield from (Item(f"{ref}::{n}", reject=reject) for n in pictures)
             continue
-        for name in sample.images:
+        for name in pictures:
             yield Item(f"{ref}::{name}", version=version).described(row, _source(path))
     yield from bad
 

@@ -37,6 +37,7 @@ COLUMNS = {
     "source": "str",
     "captured_at": "str",
 }
+READS = ("sources", "min_side", "max_pixels", "channels")  # of section data
 REJECTS = {"path": "str", "reason": "str", "detail": "str"}
 CACHE = {"path": "str", "version": "str", "rules": "int64"} | {
     name: kind for name, kind in COLUMNS.items() if name in Facts.__dataclass_fields__
@@ -76,6 +77,12 @@ def _settled(version: str, now: float) -> bool:
     return bool(version) and (not mtime or now - int(mtime) / 1e9 > SETTLED)
 
 
+def cache(cfg: Config, paths: Paths) -> Path:
+    """What is known of files depends on the channels that are asked for."""
+    n = cfg.data.channels
+    return paths.runs / ("ingest-cache.parquet" if n == 3 else f"ingest-cache-{n}.parquet")
+
+
 def write_cache(file: Path, found: list[Found], now: float) -> None:
     """Keep the facts of files whose version is known and settled."""
     rows = [
@@ -102,7 +109,7 @@ def look(item: Item, root: Path, data: Data, known: Known) -> Found:
         facts = known.get((item.ref, item.version)) if item.version else None
         if facts is None:
             raw = images.read_bytes(item.ref, root)
-            facts = images.examine(raw, data.min_side, data.max_pixels)
+            facts = images.examine(raw, data.min_side, data.max_pixels, data.channels)
         images.require_sides(facts.width, facts.height, data.min_side, data.max_pixels)
         return Found(item, facts)
     except Reject as reject:
@@ -221,19 +228,19 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     Raises:
         HeadwaterError: a source is unknown, absent or does not answer, or there is no image.
     """
-    cache, began = paths.runs / "ingest-cache.parquet", time.time()
+    file, began = cache(cfg, paths), time.time()
     with Reporter("ingest") as report, atomic_dir(paths.manifest) as out:
         items = gather(cfg.data.sources, paths.root)
-        known = read_cache(cache)
+        known = read_cache(file)
         found = list(examine_all(items, paths.root, cfg.data, known, report))
         manifest, rejects = tables(found)
         counts = count(found, manifest, rejects)
         require_some(cfg, counts)
         manifest.to_parquet(out / "manifest.parquet", engine="pyarrow", index=False)
         rejects.to_parquet(out / "rejects.parquet", engine="pyarrow", index=False)
-        config = {k: cfg.section("data")[k] for k in ("sources", "min_side", "max_pixels")}
+        config = {k: cfg.section("data")[k] for k in READS}
         write_lineage(out, "ingest", config, {}, counts)
-        write_cache(cache, found, began)
+        write_cache(file, found, began)
         reused = sum((f.item.ref, f.item.version) in known for f in found if f.facts)
         text = ", ".join(f"{n} {reason}" for reason, n in counts["by_reason"].items())
         report.log(

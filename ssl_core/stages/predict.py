@@ -28,7 +28,7 @@ REJECTS = ("path", "reason", "detail")
 
 @dataclass(frozen=True)
 class Seen:
-    """One file of the day: ``pixels`` (3, S, S), or why there are none."""
+    """One file of the day: ``pixels`` (C, S, S), or why there are none."""
 
     path: str
     sha256: str = ""
@@ -54,11 +54,13 @@ def incoming(cfg: Config, paths: Paths, date: str) -> list[str]:
     return sorted(f.relative_to(paths.root).as_posix() for f in found)
 
 
-def read(ref: str, root: Path, max_pixels: int, max_side: int, size: int) -> Seen:
+def read(
+    ref: str, root: Path, max_pixels: int, max_side: int, size: int, channels: int = 3
+) -> Seen:
     """Decode as for the shards the model learned from: at most ``max_side``, then a square."""
     try:
         data = images.read_bytes(ref, root)
-        pixels = canvas(images.decode(data, max_side, max_pixels), size)
+        pixels = canvas(images.decode(data, max_side, max_pixels, channels), size)
     except images.Reject as reject:
         return Seen(ref, reason=reject.reason, detail=reject.detail)
     except OSError as error:
@@ -70,9 +72,10 @@ def read_all(refs: list[str], cfg: Config, root: Path, model: Model) -> Iterator
     """Decoded batches in order, read ahead by threads."""
     side, size = int(model.card["max_side"]), int(model.meta["image_size"])
     threads, step = os.cpu_count() or 1, cfg.embed.batch_size
+    limit, channels = cfg.data.max_pixels, model.encoder.channels
 
     def load(chunk: list[str]) -> list[Seen]:
-        return [read(ref, root, cfg.data.max_pixels, side, size) for ref in chunk]
+        return [read(ref, root, limit, side, size, channels) for ref in chunk]
 
     # Small pieces keep all threads busy; the model gets them as they come, in batches.
     piece = max(1, min(step, 32))

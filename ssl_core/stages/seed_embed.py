@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import images, models
+from .. import bands, images, models
 from ..artifacts import atomic_dir, atomic_file, sha256_json, write_lineage
 from ..config import Config, Paths, SeedEncoder
 from ..errors import HeadwaterError
@@ -23,24 +23,26 @@ from ..types import Array
 from ._gate import require_valid
 
 
-def square(ref: str, root: Path, side: int) -> Pixels:
-    """One image of the manifest on a white square: (3, side, side).
+def square(ref: str, root: Path, side: int, channels: int = 3) -> Pixels:
+    """One image of the manifest on a white square, as RGB (``bands.to_rgb``): (3, side, side).
 
     Raises:
         HeadwaterError: the file changed or vanished since ingest and cannot be decoded now.
     """
     try:
-        return canvas(images.decode(images.read_bytes(ref, root), side), side)
+        pixels = images.decode(images.read_bytes(ref, root), side, channels=channels)
+        return canvas(bands.to_rgb(pixels), side)
     except (images.Reject, OSError) as error:
         rule = f"was readable at ingest and is not now ({error})"
         raise HeadwaterError(ref, rule, "run stage ingest again") from error
 
 
-def batches(refs: list[str], root: Path, cfg: SeedEncoder) -> Iterator[Tensor]:
+def batches(refs: list[str], root: Path, cfg: SeedEncoder, channels: int = 3) -> Iterator[Tensor]:
     """Decoded batches uint8 (B, 3, S, S), in order, read ahead by threads."""
 
     def load(chunk: list[str]) -> Tensor:
-        return torch.from_numpy(np.stack([square(ref, root, cfg.image_size) for ref in chunk]))
+        side = cfg.image_size
+        return torch.from_numpy(np.stack([square(ref, root, side, channels) for ref in chunk]))
 
     threads, size = os.cpu_count() or 1, cfg.batch_size
     chunks = (refs[i : i + size] for i in range(0, len(refs), size))
@@ -63,7 +65,9 @@ def features(
     return np.asarray(out.float().cpu().numpy(), dtype=np.float32)
 
 
-def embed_all(refs: list[str], root: Path, cfg: SeedEncoder, report: Reporter) -> Array:
+def embed_all(
+    refs: list[str], root: Path, cfg: SeedEncoder, report: Reporter, channels: int = 3
+) -> Array:
     """Features (N, D) of all refs in order."""
     module, mean, std = models.seed_encoder(cfg.encoder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,7 +75,7 @@ def embed_all(refs: list[str], root: Path, cfg: SeedEncoder, report: Reporter) -
     module = module.eval().to(device, memory_format=form)  # type: ignore[call-overload]
     parts: list[Array] = []
     with report.bar(len(refs), "img") as advance:
-        for pixels in batches(refs, root, cfg):
+        for pixels in batches(refs, root, cfg, channels):
             parts.append(features(module, mean, std, pixels))
             advance(len(pixels))
     return np.concatenate(parts)
@@ -97,7 +101,8 @@ def with_cache(frame: pd.DataFrame, cfg: Config, paths: Paths, report: Reporter)
     known = recall(file)
     new = frame[~frame["sha256"].isin(known)].drop_duplicates("sha256")
     if len(new):
-        made = embed_all(new["path"].tolist(), paths.root, cfg.seed_encoder, report)
+        refs = new["path"].tolist()
+        made = embed_all(refs, paths.root, cfg.seed_encoder, report, cfg.data.channels)
         known |= dict(zip(new["sha256"], made, strict=True))
     features = np.stack([known[sha] for sha in frame["sha256"]])
     with atomic_file(file) as temp, temp.open("wb") as stream:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from .. import embed, plugins, train
+from .. import embed, job, models, plugins
 from ..artifacts import LINEAGE, read_json, sha256_file, sha256_json, write_json
 from ..config import Arm, Config, Paths, Pretrain
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..shards import ShardReader
 from ..types import Array, Embeddings
-from . import evaluate
+from . import evaluate, pretrain
 
 MEASURES = ("knn", "linear")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Images:
     """The images that every arm is measured on, decoded once."""
 
     reader: ShardReader
@@ -43,10 +44,11 @@ class Bench:
         return result
 
 
-def _bench(cfg: Config, paths: Paths) -> Bench:
-    reader = ShardReader(paths.shards, None, cfg.pretrain.image_size)
-    classes = read_json(paths.shards / "index.json")["classes"]
-    return Bench(reader, embed.frame(reader.frame, classes), reader.frame["split"].to_numpy(str))
+def images_of(folder: Path, image_size: int) -> Images:
+    """All images of some shards at one size."""
+    reader = ShardReader(folder, None, image_size)
+    classes = read_json(folder / "index.json")["classes"]
+    return Images(reader, embed.frame(reader.frame, classes), reader.frame["split"].to_numpy(str))
 
 
 def _is_product(cfg: Config, paths: Paths) -> bool:
@@ -63,7 +65,7 @@ def _is_product(cfg: Config, paths: Paths) -> bool:
     )
 
 
-def _train_one(cfg: Config, paths: Paths, bench: Bench, report: Reporter) -> Array:
+def _train_one(cfg: Config, paths: Paths, bench: Images, report: Reporter) -> Array:
     """Features (N, D) of one method and seed; checkpoints live beside the result until done."""
     if _is_product(cfg, paths):
         made: Array = np.load(paths.embeddings / "features.npy")
@@ -73,8 +75,9 @@ def _train_one(cfg: Config, paths: Paths, bench: Bench, report: Reporter) -> Arr
     cached = work.with_suffix(".npy")
     if not cached.exists():
         work.mkdir(parents=True, exist_ok=True)
-        encoder: Any = train.fit(cfg, paths.shards, work, report).encoder
-        embed.save_array(cached, embed.compute(encoder, bench.reader, train.MEAN, train.STD))
+        encoder: Any = pretrain.fit(cfg, paths.shards, work, report).encoder
+        colour = models.normalisation(bench.reader.channels)
+        embed.save_array(cached, embed.compute(encoder, bench.reader, *colour))
         shutil.rmtree(work)
     result: Array = np.load(cached)
     return result
@@ -100,13 +103,13 @@ def _variant(cfg: Config, arm: Arm, seed: int) -> Config:
     base: dict[str, Any] = {} if own else {"options": {}, "lr": None, "weight_decay": None}
     changed = cfg.section("pretrain") | base | {"method": arm.method} | arm.changes
     try:
-        pretrain = Pretrain.model_validate(changed)
-        plugins.load("methods", arm.method).Config.model_validate(pretrain.options)
+        section = Pretrain.model_validate(changed)
+        job.options(section)
     except ValidationError as error:
         first = error.errors()[0]
         where = f"changes of arm '{arm.method}': {'.'.join(map(str, first['loc']))}"
         raise HeadwaterError(where, first["msg"], "mend seeds.arms in params.yaml") from None
-    return cfg.model_copy(update={"seed": seed, "pretrain": pretrain})
+    return cfg.model_copy(update={"seed": seed, "pretrain": section})
 
 
 def _name(cfg: Config, arm: Arm) -> str:
@@ -132,7 +135,7 @@ def _plan(cfg: Config) -> dict[str, list[Config]]:
     return plan
 
 
-def _baseline(cfg: Config, paths: Paths, bench: Bench, name: str, draws: int) -> dict[str, Any]:
+def _baseline(cfg: Config, paths: Paths, bench: Images, name: str, draws: int) -> dict[str, Any]:
     """Only random init has a seed; for it the encoder is drawn as often as arms are trained."""
     own = read_json(paths.evaluation / "metrics.json")[name]  # the chain has measured this seed
     meta = read_json(paths.pretrain / "encoder.json")
@@ -153,7 +156,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """
     plan = _plan(cfg)
     evaluate.require_current(paths.evaluation, shards=paths.shards, pretrain=paths.pretrain)
-    bench, rows = _bench(cfg, paths), []
+    bench, rows = images_of(paths.shards, cfg.pretrain.image_size), []
     with Reporter("seeds") as report:
         for name, variants in plan.items():
             scores = []

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from .. import images, shards
+from .. import bands, images, shards
 from ..artifacts import atomic_dir, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
@@ -24,11 +24,14 @@ QUALITY = 95
 
 
 def encode(pixels: Pixels, lossy: bool) -> tuple[bytes, str]:
-    """RGB (H, W, 3) -> bytes and extension, without metadata; equal pixels give equal bytes.
+    """(H, W, C) -> bytes and extension, without metadata; equal pixels give equal bytes.
 
     PNG keeps drawings exact. A photo that was lossy anyway stays JPEG, several times smaller
-    than PNG, at a quality and full chroma where the second loss is not visible.
+    than PNG, at a quality and full chroma where the second loss is not visible. What is not RGB
+    is stored as .npy.
     """
+    if pixels.shape[2] != 3:
+        return bands.pack(pixels), "npy"
     out = io.BytesIO()
     image = Image.fromarray(pixels)
     if lossy:
@@ -38,7 +41,7 @@ def encode(pixels: Pixels, lossy: bool) -> tuple[bytes, str]:
     return out.getvalue(), "png"
 
 
-def make_sample(row: Any, root: Path, max_side: int) -> Sample:
+def make_sample(row: Any, root: Path, max_side: int, channels: int = 3) -> Sample:
     """Read, check, decode, scale and encode one row of curated.parquet.
 
     Raises:
@@ -49,7 +52,8 @@ def make_sample(row: Any, root: Path, max_side: int) -> Sample:
         data = images.read_bytes(row.path, root)
         if hashlib.sha256(data).hexdigest() != row.sha256:
             raise HeadwaterError(row.path, "changed since ingest", fix)
-        image, ext = encode(images.decode(data, max_side), row.format in LOSSY)
+        pixels = images.decode(data, max_side, channels=channels)
+        image, ext = encode(pixels, row.format in LOSSY)
     except (images.Reject, OSError) as error:
         rule = f"was readable at ingest and is not now ({error})"
         raise HeadwaterError(row.path, rule, fix) from error
@@ -73,10 +77,10 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: an image changed since ingest.
     """
     frame = order(pd.read_parquet(paths.curated / "curated.parquet"))
-    threads, side = os.cpu_count() or 1, cfg.shard.max_side
+    threads, side, channels = os.cpu_count() or 1, cfg.shard.max_side, cfg.data.channels
     with Reporter("shard") as report, atomic_dir(paths.shards) as out:
         made = ordered_map(
-            lambda row: make_sample(row, paths.root, side),
+            lambda row: make_sample(row, paths.root, side, channels),
             frame.itertuples(index=False),
             threads,
             ahead=32 * threads,
@@ -88,13 +92,14 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
                     yield sample
                     advance()
 
-            index = shards.write(out, counted(), cfg.shard.max_bytes, side)
+            index = shards.write(out, counted(), cfg.shard.max_bytes, side, channels)
         counts = {
             "train": int((index["split"] == "train").sum()),
             "test": int((index["split"] == "test").sum()),
             "shards": int(index["shard"].nunique()),
             "bytes": sum(f.stat().st_size for f in out.glob("*.tar")),
         }
-        write_lineage(out, "shard", cfg.section("shard"), {"curated": paths.curated}, counts)
+        config = cfg.section("shard") | {"channels": channels}
+        write_lineage(out, "shard", config, {"curated": paths.curated}, counts)
         report.log(f"{len(index)} images in {counts['shards']} shards", **counts)
     return counts

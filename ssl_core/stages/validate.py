@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .. import images
+from .. import bands, images
 from ..artifacts import atomic_dir, write_json, write_lineage
 from ..config import Config, Data, Paths, Validate
 from ..errors import HeadwaterError
@@ -247,10 +247,13 @@ def judge(
 
 
 class _Pictures:
-    """What CleanVision takes for a torchvision dataset: small pictures, decoded when asked for."""
+    """What CleanVision takes for a torchvision dataset: small pictures, decoded when asked for.
 
-    def __init__(self, refs: list[str], root: Path) -> None:
-        self.refs, self.root = refs, root
+    Of other channels than three it sees ``bands.to_rgb``.
+    """
+
+    def __init__(self, refs: list[str], root: Path, channels: int) -> None:
+        self.refs, self.root, self.channels = refs, root, channels
         self.advance: Callable[[], None] | None = None
 
     def __len__(self) -> int:
@@ -259,13 +262,14 @@ class _Pictures:
     def __getitem__(self, place: int) -> tuple[Image.Image]:
         ref = self.refs[place]
         try:
-            pixels = images.decode(images.read_bytes(ref, self.root), SIDE)
+            data = images.read_bytes(ref, self.root)
+            pixels = bands.to_rgb(images.decode(data, SIDE, channels=self.channels))
         except images.Reject as reject:
             rule = f"was readable at ingest and is not now ({reject})"
             raise HeadwaterError(ref, rule, "run stage ingest again") from reject
         if self.advance:
             self.advance()
-        return (Image.fromarray(pixels),)
+        return (Image.fromarray(np.ascontiguousarray(pixels)),)
 
 
 def sample(frame: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -290,7 +294,9 @@ def _imagelab(pictures: _Pictures, frame: pd.DataFrame) -> Any:
     return lab
 
 
-def find_issues(frame: pd.DataFrame, root: Path, report: Reporter) -> pd.DataFrame:
+def find_issues(
+    frame: pd.DataFrame, root: Path, report: Reporter, channels: int = 3
+) -> pd.DataFrame:
     """path, sha256 and a column of booleans for each of ``ISSUES``.
 
     Raises:
@@ -298,7 +304,7 @@ def find_issues(frame: pd.DataFrame, root: Path, report: Reporter) -> pd.DataFra
     """
     if not len(frame):
         return no_issues()
-    pictures = _Pictures(frame["path"].tolist(), root)
+    pictures = _Pictures(frame["path"].tolist(), root, channels)
     lab = _imagelab(pictures, frame)
     manager = "cleanvision.issue_managers.image_property_issue_manager"
     with report.bar(len(frame), "img") as pictures.advance, warnings.catch_warnings():
@@ -322,7 +328,7 @@ def no_issues() -> pd.DataFrame:
 def config_of(cfg: Config) -> dict[str, Any]:
     """The settings that this stage depends on."""
     data = cfg.section("data")
-    return cfg.section("validate") | {k: data[k] for k in ("min_side", "max_pixels")}
+    return cfg.section("validate") | {k: data[k] for k in ("min_side", "max_pixels", "channels")}
 
 
 def sentence(summary: dict[str, Any]) -> str:
@@ -368,7 +374,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         outcomes, bad = judge(frame, rejected, cfg, datetime.now(UTC))
         ready = outcomes[0].success
         good = frame[~frame["path"].isin(bad["path"])] if ready else frame.iloc[:0]
-        issues = find_issues(sample(good, SAMPLE), paths.root, report)
+        issues = find_issues(sample(good, SAMPLE), paths.root, report, cfg.data.channels)
         counts = {
             "images": len(frame),
             "rejected": rejected,

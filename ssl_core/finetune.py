@@ -1,0 +1,87 @@
+"""Fine-tuning: encoder and a linear head trained together on the labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import models
+from .augment import Augmenter
+from .job import device, learning_rate, parameter_groups
+from .shards import ShardReader
+from .types import Labels, View
+
+WARMUP, SMOOTHING, DECAY = 0.1, 0.1, 0.05
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast. ``lr`` is for this batch size."""
+
+    steps: int = 80
+    batch_size: int = 128
+    lr: float = 1e-3
+
+
+class _Classifier(nn.Module):
+    def __init__(self, encoder: models.Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.embed_dim, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.encoder(x).pooled)
+        return out
+
+
+def predict(
+    encoder: models.Encoder,
+    reader: ShardReader,
+    labels: Labels,
+    train: Rows,
+    test: Rows,
+    colour: tuple[tuple[float, ...], tuple[float, ...]],
+    budget: Budget,
+    seed: int,
+) -> Labels:
+    """Train a copy in place on rows ``train`` and name rows ``test``: (M,) of label codes.
+
+    Args:
+        encoder: changed by the call.
+        labels: (N,) codes of the reader's rows; those of ``train`` are known.
+        colour: mean and std that the encoder expects.
+    """
+    torch.manual_seed(seed)
+    net = _Classifier(encoder, int(labels.max()) + 1).to(device()).train()
+    groups = parameter_groups(net, DECAY)
+    optimizer = torch.optim.AdamW(groups, lr=budget.lr, fused=True)
+    view = View(reader.side, (0.5, 1.0), jitter=(0.2, 0.2, 0.2, 0.0), jitter_p=0.5)
+    augment, rng = Augmenter([view], *colour), np.random.default_rng(seed)
+    generator = torch.Generator(device()).manual_seed(seed)
+    for step in range(budget.steps):
+        rows = rng.choice(train, min(budget.batch_size, len(train)), replace=False)
+        (x,) = augment(reader.take(rows).to(device()), generator)
+        target = torch.from_numpy(labels[rows]).to(device())
+        loss = F.cross_entropy(net(x), target, label_smoothing=SMOOTHING)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, budget.steps, budget.lr, WARMUP)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 3.0)
+        optimizer.step()
+    return _name(net.eval(), reader, test, colour)
+
+
+@torch.inference_mode()
+def _name(net: nn.Module, reader: ShardReader, rows: Rows, colour: Any) -> Labels:
+    parts = []
+    for first in range(0, len(rows), 512):
+        images = reader.take(rows[first : first + 512]).to(device())
+        parts.append(net(models.preprocess(images, *colour)).argmax(1).cpu().numpy())
+    return np.concatenate(parts)
