@@ -20,7 +20,7 @@ from .config import Config, Pretrain
 from .errors import HeadwaterError
 from .guard import Guard
 from .shards import ShardReader
-from .types import Labels, Task
+from .types import Labels, Task, View
 
 ROLLBACKS, WEIGHTS = "rollbacks.jsonl", "weights.npy"  # in the work folder
 KNOB = "change pretrain.options"  # where a method has no advice of its own
@@ -44,6 +44,15 @@ def use_bf16(precision: str, on: torch.device, convolutions: bool = False) -> bo
     if on.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return convolutions and bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+def _gains(encoder: models.Encoder, views: list[View]) -> bool:
+    """Whether ``auto`` may run this encoder's convolutions in bf16 on a CPU.
+
+    A strided 3x3 convolution of a 1x1 map has non-finite gradients there (bf16, channels last,
+    torch 2.15; LOG.md), and maps shrink so far for views smaller than the encoder's stride.
+    """
+    return not encoder.is_vit and min(view.size for view in views) >= encoder.stride
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -85,6 +94,7 @@ class Run:
     steps: int
     peak: float
     guard: Guard
+    bf16: bool  # autocast is on
     factor: float = 1.0  # of the learning rate: halved each time training had to go back
     features: Tensor | None = None  # (B, D) of the encoder's last pass
 
@@ -158,8 +168,9 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
         steps,
         peak,
         guard,
+        use_bf16(p.precision, dev, _gains(encoder, method.views)),
     )
-    method.encoder.register_forward_hook(lambda _m, _i, out: setattr(run, "features", out.pooled))
+    encoder.register_forward_hook(lambda _m, _i, out: setattr(run, "features", out.pooled))
     return run
 
 

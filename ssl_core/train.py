@@ -24,7 +24,7 @@ from .artifacts import append_line, read_json, read_lines, write_bytes, write_js
 from .config import Config
 from .errors import HeadwaterError
 from .guard import Trouble
-from .job import ROLLBACKS, Run, build, device, learning_rate, step_seed, use_bf16
+from .job import ROLLBACKS, Run, build, device, learning_rate, step_seed
 from .progress import Reporter
 
 CLIP = 3.0  # largest gradient norm
@@ -58,9 +58,7 @@ def _gradients(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Loss and monitors; fresh gradients in the parameters."""
     torch.manual_seed(step_seed(run.cfg.seed, step, dist.rank()))
-    convolutions = not run.method.encoder.is_vit  # type: ignore[union-attr]
-    bf16 = use_bf16(run.cfg.pretrain.precision, run.device, convolutions)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
         loss, metrics = model(views, step, **inputs)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -40,7 +40,15 @@ TABLE: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
     "contrastive": ({"hidden": 64, "out": 32, "loss": "decoupled"}, [32, 32], "loss", 0.8),
     "clip_min": ({"out": 32}, [32, 32], "loss", 0.8),
     "dino": (
-        {"prototypes": 32, "hidden": 64, "bottleneck": 16, "locals_": 2, "freeze": 0.1, "warm": 0, "momentum": 0.99},
+        {
+            "prototypes": 32,
+            "hidden": 64,
+            "bottleneck": 16,
+            "locals_": 2,
+            "freeze": 0.1,
+            "warm": 0,
+            "momentum": 0.99,
+        },
         [32, 32, 16, 16],
         "kl",
         0.5,
@@ -52,13 +60,29 @@ TABLE: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
         0.85,
     ),
     "ibot": (
-        {"prototypes": 32, "hidden": 64, "bottleneck": 16, "locals_": 2, "freeze": 0.1, "warm": 0, "momentum": 0.99},
+        {
+            "prototypes": 32,
+            "hidden": 64,
+            "bottleneck": 16,
+            "locals_": 2,
+            "freeze": 0.1,
+            "warm": 0,
+            "momentum": 0.99,
+        },
         [32, 32, 16, 16],
         "kl",
         0.7,
     ),
     "dinov2": (
-        {"prototypes": 32, "hidden": 64, "bottleneck": 16, "locals_": 2, "freeze": 0.1, "warm": 0, "momentum": 0.99}
+        {
+            "prototypes": 32,
+            "hidden": 64,
+            "bottleneck": 16,
+            "locals_": 2,
+            "freeze": 0.1,
+            "warm": 0,
+            "momentum": 0.99,
+        }
         | {"tied": False},
         [32, 32, 16, 16],
         "kl",

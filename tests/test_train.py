@@ -18,12 +18,13 @@ import safetensors.torch
 import torch
 from conftest import headwater
 
-from ssl_core import checkpoints, guard, job, sam, train
+from ssl_core import checkpoints, guard, job, models, sam, train
 from ssl_core.artifacts import sha256_file
 from ssl_core.config import Before, Config, Paths, Sam, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.progress import Reporter
 from ssl_core.stages import pretrain
+from ssl_core.types import View
 
 UPSTREAM = ("ingest", "validate", "seed_embed", "curate", "shard")
 
@@ -308,6 +309,16 @@ def test_schedule() -> None:
     assert rates[9] == pytest.approx(1.0)
     assert np.all(np.diff(rates[10:]) < 0)
     assert rates[-1] < 1e-3
+
+
+def test_auto_precision_avoids_bf16_where_maps_shrink_to_a_point() -> None:
+    resnet = models.create("resnet10t")
+    vit = models.create(
+        "vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1}
+    )
+    assert job._gains(resnet, [View(32, (0.2, 1.0))])
+    assert not job._gains(resnet, [View(32, (0.2, 1.0)), View(16, (0.1, 0.4), count=4)])
+    assert not job._gains(vit, [View(32, (0.2, 1.0))])
 
 
 def test_norms_and_biases_are_not_decayed() -> None:

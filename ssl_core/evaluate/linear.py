@@ -142,7 +142,8 @@ def choose(known: Embeddings) -> Head:
     Returned as the head that was best there, fitted on the other groups.
 
     Penalties are tried from strong to weak until accuracy has fallen short of the best twice in
-    a row; of equal ones the stronger stays. A class that only the held-out groups have counts as missed.
+    a row; of equal ones the stronger stays. A class that only the held-out groups have counts as
+    missed.
     """
     out = _held_out(known.groups)
     features, target = known.features, known.labels
