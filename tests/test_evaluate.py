@@ -143,6 +143,25 @@ def test_the_probe_reaches_what_the_best_oracle_reaches() -> None:
     assert max(scores) - 0.03 < value(linear.run(train, test, FAST)) <= max(scores) + 0.01
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_better_penalty_is_missed_on_weak_features(seed: int) -> None:
+    """Near chance accuracy jumps about: the search must not end at its first fall."""
+    rng = RNG(seed)
+    labels = rng.integers(0, 10, 500)
+    weak = 0.5 * np.eye(10)[labels] @ rng.normal(size=(10, 40)) * np.geomspace(1, 0.01, 40)
+    weak = (weak + rng.normal(size=(500, 40))).astype(np.float32)
+    train = made(weak, labels, classes=10)
+    out = linear._held_out(train.groups)
+    scaler = StandardScaler().fit(weak[~out])
+    scores = {}
+    for strength in linear.STRENGTHS:
+        oracle = LogisticRegression(C=strength, max_iter=2000)
+        oracle.fit(scaler.transform(weak[~out]), labels[~out])
+        scores[strength] = oracle.score(scaler.transform(weak[out]), labels[out])
+    chosen = linear.choose(train).about["strength"]
+    assert scores[chosen] >= max(scores.values()) - 0.02
+
+
 def test_standardisation_makes_units_irrelevant() -> None:
     train, test = blobs(300, 0, spread=2.0), blobs(200, 1, spread=2.0)
     units = np.float32(10.0) ** RNG(0).integers(-2, 3, 12)

@@ -22,7 +22,6 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, strongest penalty
 FALLBACK = 0.1  # where there are too few groups to choose
 HELD_OUT = 0.2
 LEAST = 5  # groups
-FALLS = 2  # in a row end the search; one may be chance: weak features rise late (LOG.md)
 STEPS = 200
 TOLERANCE = 1e-5  # of the gradient's largest entry, in the scaled basis
 CHANGE = 1e-6  # of the loss in one step, relative; float32 can tell little less
@@ -139,11 +138,11 @@ def _temperature(logits: Array, target: Labels) -> float:
 def choose(known: Embeddings) -> Head:
     """Penalty, temperature and accuracy on held-out groups of the labelled training rows.
 
-    Returned as the head that was best there, fitted on the other groups.
+    Returned as the head that was best there, fitted on the other groups. All penalties are tried:
+    the accuracy of weak features may fall by chance before it rises (LOG.md). Of equally right
+    ones the stronger stays.
 
-    Penalties are tried from strong to weak until accuracy has fallen short of the best twice in
-    a row; of equal ones the stronger stays. A class that only the held-out groups have counts as
-    missed.
+    A class that only the held-out groups have counts as missed.
     """
     out = _held_out(known.groups)
     features, target = known.features, known.labels
@@ -154,18 +153,15 @@ def choose(known: Embeddings) -> Head:
         return Head(nothing, nothing[:, 0], names, 1.0, {"strength": FALLBACK, "accuracy": None})
     basis = space(features[~out])
     x, test = basis.into(features[~out]), basis.into(features[out])
-    weight = basis.start(None, names)
-    best, best_weight, best_strength, falls = -1.0, weight, FALLBACK, 0
+    start = basis.start(None, names)
+    seen = np.isin(target[out], present)
+    place = np.searchsorted(present, target[out][seen])
+    best, best_weight, best_strength, weight = -1.0, start, FALLBACK, start
     for strength in STRENGTHS:
         weight = solve(x, own, basis.energy, strength, weight)
         right = float((present[(test @ weight.T).argmax(1)] == target[out]).mean())
-        falls = falls + 1 if right < best else 0
-        if falls == FALLS:
-            break
         if right > best:
             best, best_weight, best_strength = right, weight, strength
-    seen = np.isin(target[out], present)
-    place = np.searchsorted(present, target[out][seen])
     temperature = _temperature((test @ best_weight.T)[seen], place) if seen.any() else 1.0
     about = {"strength": best_strength, "accuracy": best}
     return Head(*basis.back(best_weight), names, temperature, about)
