@@ -20,8 +20,8 @@ from . import dist
 PATIENCE = 3
 FLAT = 1e-3  # spread of features over their size: a random ViT has 0.05 and more
 THIN = 1.2  # effective rank of centred features; one direction alone gives 1
-NEAR = 1e-3  # relative distance of the loss from chance
-CALM = 0.3  # share of the steps before the loss is judged: many methods start at chance
+NEAR = 2e-4  # relative distance of the loss from chance
+CALM = 0.5  # share of the steps before the loss is judged: many methods start at chance
 
 
 class Trouble(Exception):

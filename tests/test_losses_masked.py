@@ -114,6 +114,15 @@ def test_sinkhorn_rows_sum_to_one_and_prototypes_may_shift() -> None:
     torch.testing.assert_close(many[0].sum(0), torch.full((5,), 9 / 5, dtype=T64))
 
 
+def test_sinkhorn_balances_to_a_prior() -> None:
+    q, prior = (normal(60, 4) / 0.5).exp(), torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    used = balance(q, 500, prior).mean(0)
+    torch.testing.assert_close(used, prior / 10, atol=1e-6, rtol=0)
+    torch.testing.assert_close(balance(q, 3, torch.full((4,), 0.7)), balance(q, 3))
+    with pytest.raises(ValueError, match="prior"):
+        balance(q, 3, prior[:3])
+
+
 def test_sinkhorn_survives_large_logits_and_no_samples() -> None:
     far = torch.tensor([[1000.0, 999.0], [-1000.0, -1001.0]])  # exp of neither is finite
     q = sinkhorn(far[:1].repeat(3, 1), 0.04)

@@ -420,7 +420,8 @@ def test_msn_equals_its_loss_on_its_own_projections(monkeypatch: pytest.MonkeyPa
 def test_pmsn_differs_from_msn_in_options_only() -> None:
     msn, pmsn = (plugins.load("methods", n) for n in ("msn", "pmsn"))
     assert pmsn.Method is msn.Method
-    assert (pmsn.Config().iterations, pmsn.Config().prior) == (0, 0.25)
+    assert (pmsn.Config().iterations, pmsn.Config().prior) == (3, 0.25)
+    assert pmsn.PAPER["iterations"] == 0
     one = one_loss(build("pmsn", iterations=3, prior=0.0))
     assert one.item() == one_loss(build("msn")).item()
     assert one_loss(build("pmsn")).item() != one.item()

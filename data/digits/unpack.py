@@ -1,10 +1,10 @@
-"""Write scikit-learn's handwritten digits as posed, coloured pictures with their labels.
+"""Write scikit-learn's handwritten digits as posed pictures with their labels.
 
     python data/digits/unpack.py [--root .] [--seed 0]
 
 1,797 real digits of 8 x 8 pixels (UCI "Optical Recognition of Handwritten Digits", 43 writers,
-CC-BY-4.0) come with scikit-learn. Each gets a pose (size, turn, place), ink and paper on a canvas
-of 32 pixels: digits that are registered to the pixel would let raw pixels win. Ten balanced
+CC-BY-4.0) come with scikit-learn. Each gets a pose (size, turn, place) and grey ink on grey paper,
+32 pixels wide: digits that are registered to the pixel would let raw pixels win. Ten balanced
 classes: the other end of the scale from the emoji, with 99 in a long tail. Writes
 ``data/raw/digits/<label>/*.png`` below the root; everything is a function of the seed.
 """
@@ -29,8 +29,8 @@ def picture(digit: np.ndarray, rng: np.random.Generator) -> Image.Image:
     stroke = stroke.resize((side, side), Image.Resampling.BICUBIC)
     stroke = stroke.rotate(turn, Image.Resampling.BICUBIC)
     left, top = rng.integers(0, SIDE - side + 1, 2)
-    paper = Image.new("RGB", (SIDE, SIDE), tuple(int(c) for c in rng.integers(190, 256, 3)))
-    ink = Image.new("RGB", (side, side), tuple(int(c) for c in rng.integers(0, 80, 3)))
+    paper = Image.new("RGB", (SIDE, SIDE), 3 * (int(rng.integers(215, 256)),))
+    ink = Image.new("RGB", (side, side), 3 * (int(rng.integers(0, 60)),))
     paper.paste(ink, (int(left), int(top)), stroke)
     return paper
 

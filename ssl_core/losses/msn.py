@@ -31,20 +31,26 @@ def assignments(z: Tensor, prototypes: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def targets(
-    z: Tensor, prototypes: Tensor, temperature: float, sharpen: float, iterations: int
+    z: Tensor,
+    prototypes: Tensor,
+    temperature: float,
+    sharpen: float,
+    iterations: int,
+    prior: Tensor | None = None,
 ) -> Tensor:
     """Sharpened assignments (B, K), p^(1/sharpen) over its sum, then balanced; no gradient.
 
     Args:
         z: (B, d) of the teacher.
         iterations: of Sinkhorn-Knopp over all ranks; 0: none.
+        prior: (K,) shares of the prototypes to balance to; None: equal ones.
 
     Raises:
         ValueError: a temperature <= 0, or widths that differ.
     """
     check_temperature(sharpen)
     p = assignments(z, prototypes, temperature * sharpen).exp()  # softmax(s/t)^(1/T), normalised
-    return balance(p, iterations) if iterations else p
+    return balance(p, iterations, prior) if iterations else p
 
 
 def msn(

@@ -28,8 +28,10 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
         return balance(((x - _largest(x)) / temperature).exp(), iterations)
 
 
-def balance(q: Tensor, iterations: int = 3) -> Tensor:
-    """Scale columns and rows of a positive (M, K) in turn to equal sums; rows, last, to 1.
+def balance(q: Tensor, iterations: int = 3, prior: Tensor | None = None) -> Tensor:
+    """Scale columns and rows of a positive (M, K) in turn; columns to equal sums, rows to 1.
+
+    With ``prior`` (K,), of any scale, the columns' sums go as it instead.
 
     The papers also divide by M, K and the total: constants, which the last step cancels. The
     columns' sums are over all ranks. After a few iterations they are nearer to equal, not equal.
@@ -37,8 +39,8 @@ def balance(q: Tensor, iterations: int = 3) -> Tensor:
     Raises:
         ValueError: a shape that is not 2-D, or fewer than one iteration.
     """
-    if q.ndim != 2:
-        raise ValueError(f"shape {tuple(q.shape)} must be (samples, prototypes)")
+    if q.ndim != 2 or (prior is not None and prior.shape != q.shape[1:]):
+        raise ValueError(f"shape {tuple(q.shape)} must be (samples, prototypes), a prior the last")
     if iterations < 1:
         raise ValueError(f"iterations {iterations} must be at least 1")
     with full_precision(q):
@@ -46,6 +48,7 @@ def balance(q: Tensor, iterations: int = 3) -> Tensor:
         least = torch.finfo(q.dtype).tiny  # a prototype that nothing chooses keeps 0
         for _ in range(iterations):
             q = q / (dist.mean(q.sum(0)) * dist.world()).clamp_min(least)
+            q = q if prior is None else q * prior.to(q)
             q = q / q.sum(1, keepdim=True).clamp_min(least)
         return q
 

@@ -104,7 +104,9 @@ class Method(nn.Module):
         c, batch = self.cfg, len(views[0])
         with torch.no_grad():
             z = self.teacher_projector(self.teacher(views[0]).pooled)
-            target = loss.targets(z, self.prototypes, c.temperature, c.sharpen, c.iterations)
+            target = loss.targets(
+                z, self.prototypes, c.temperature, c.sharpen, c.iterations, self.prior
+            )
         features = torch.cat([self._encode(torch.cat(g)) for g in by_size(views[1:])])
         anchors = self.projector(features).unflatten(0, (-1, batch))  # (A*B, d) -> (A, B, d)
         value = loss.msn(
