@@ -122,7 +122,9 @@ def bench_methods(
     params: Params = DEFAULT,
     set_: Set = None,
     as_json: Json = False,
-    quick: Annotated[bool, typer.Option(help="one seed, a fifth of the compute")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="one seed, a tenth of the compute, no fine-tuning")
+    ] = False,
 ) -> None:
     """Train every method at equal compute on the sets of section bench; table and picture.
 

@@ -198,9 +198,13 @@ class Bench(Section):
     # Each a folder of shards, a source (as in data.sources), or a script that writes data/raw
     # below the folder it is given as --root.
     sets: dict[str, str] = {"emoji": "data/emoji/unpack.py", "digits": "data/digits/unpack.py"}
-    methods: tuple[str, ...] = ()  # empty: all
+    methods: tuple[str, ...] = ()  # empty: all, and those of ``extra``
+    # Variants under names of their own; seeds are those of the section.
+    extra: tuple[Arm, ...] = (
+        Arm(method="contrastive", name="contrastive-swd", changes={"options": {"loss": "swd"}}),
+    )
     seeds: int = Field(default=3, ge=1)
-    teraflops: float = Field(default=2.0, gt=0)  # of each training
+    teraflops: float = Field(default=1.5, gt=0)  # of each training
     fine_tune_steps: int = Field(default=80, ge=0)  # 0: no fine-tuning
     backbone: str = "vit_tiny_patch16_224"
     backbone_args: dict[str, Any] = {
@@ -213,7 +217,7 @@ class Bench(Section):
         "global_pool": "avg",
     }
     image_size: int = 32
-    batch_size: int = 64
+    batch_size: int = 32
     test_fraction: float = 0.25
     options: dict[str, dict[str, Any]] = {}  # by method, over its small recipe
 

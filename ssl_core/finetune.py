@@ -26,7 +26,7 @@ class Budget:
     """How long and how fast. ``lr`` is for this batch size."""
 
     steps: int = 80
-    batch_size: int = 128
+    batch_size: int = 64
     lr: float = 1e-3
 
 

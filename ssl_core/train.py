@@ -77,7 +77,7 @@ def _sharp_gradients(
     return found
 
 
-def _step(
+def one_step(
     run: Run, model: nn.Module, rows: Any, images: Tensor, step: int
 ) -> tuple[float, float, dict[str, Any]]:
     """One step; returns loss, gradient norm and monitors. A non-finite one changes nothing.
@@ -145,7 +145,7 @@ def _stretch(run: Run, model: nn.Module, report: Reporter, start: int) -> None:
         contextlib.closing(batches),
     ):
         for step, (rows, images) in enumerate(batches, start):
-            loss, norm, metrics = _step(run, model, rows, images, step)
+            loss, norm, metrics = one_step(run, model, rows, images, step)
             row = {"loss": loss, "grad_norm": norm} | {k: float(v) for k, v in metrics.items()}
             if main:
                 append_line(log, {"step": step, "lr": run.optimizer.param_groups[0]["lr"], **row})

@@ -100,7 +100,7 @@ def test_a_second_call_trains_nothing(done: Paths, monkeypatch: pytest.MonkeyPat
 def test_random_init_is_what_training_starts_from(done: Paths, tmp_path: Path) -> None:
     cfg = config(done)
     encoder, _ = bench_methods._encoder(
-        cfg, bench_methods.Arm("tiles", "random", 1), tmp_path, tmp_path, None
+        cfg, bench_methods.Task("tiles", "random", 1), tmp_path, tmp_path, None
     )
     own = bench_methods.training(cfg, "simclr", 1)
     run = job.build(own, done.runs / "bench/tiles/shards", tmp_path)
@@ -143,7 +143,8 @@ def test_quick_is_one_seed_and_less_compute() -> None:
     bench = Config().bench
     fast = bench_methods.quick(bench)
     assert fast.seeds == 1
-    assert fast.teraflops == pytest.approx(bench.teraflops / 5)
+    assert fast.teraflops == pytest.approx(bench.teraflops / 10)
+    assert not fast.fine_tune_steps
     assert fast.sets == bench.sets
 
 

@@ -30,7 +30,8 @@ evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.f
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
 deploy.min_drop deploy.min_labels deploy.cooldown_days
-bench.sets bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
+bench.sets bench.extra[].method bench.extra[].name bench.extra[].seeds bench.extra[].changes
+bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
 bench.backbone_args bench.image_size bench.batch_size bench.test_fraction bench.options
 seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
 """

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
-from ssl_core import models, plugins
+from ssl_core import job, models, plugins
 from ssl_core.augment import Augmenter
+from ssl_core.config import Config
 from ssl_core.errors import HeadwaterError
 from ssl_core.methods import _teacher
 from ssl_core.methods._temperature import Schedule, at, by_classes
@@ -61,7 +65,7 @@ def test_temperature_is_an_option_of_the_contrastive_methods() -> None:
 
 def test_momentum_follows_the_length_of_training() -> None:
     values = [_teacher.first_momentum(None, n) for n in (1, 100, 400, 1000, 5000, 10**6)]
-    assert values == pytest.approx([0.9, 0.9, 0.95, 0.98, 0.996, 0.996])
+    assert values == pytest.approx([0.9, 0.9, 0.975, 0.99, 0.996, 0.996])
     assert _teacher.first_momentum(0.7, 10**6) == 0.7
 
 
@@ -118,3 +122,15 @@ def test_boxes_say_where_the_view_was_cut() -> None:
     torch.testing.assert_close(view[:, 1].mean((1, 2)), left + width / 2, atol=0.01, rtol=0)
     rises = view[:, 1, :, -1].mean(1) > view[:, 1, :, 0].mean(1)
     assert torch.equal(rises, mirrored == 0)
+
+
+def test_the_readme_shows_options_that_exist() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    block = text.split("## Pretraining")[1].split("```yaml")[1].split("```")[0]
+    cfg = Config.model_validate(yaml.safe_load(block))
+    assert at(job.options(cfg.pretrain).temperature, 0, TASK) == pytest.approx(1.0)
+    p = cfg.pretrain
+    encoder = models.create("vit_tiny_patch16_224", p.backbone_args)
+    assert (encoder.channels, encoder.n_prefix) == (5, 5)  # the class token and four registers
+    named = set(re.findall(r"`(\w+)`", text.split("| family |")[1].split("Each loss")[0]))
+    assert named == set(plugins.names("methods"))

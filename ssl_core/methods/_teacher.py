@@ -20,10 +20,10 @@ def frozen_copy(module: M) -> M:
 def first_momentum(chosen: float | None, steps: int) -> float:
     """Where a teacher's momentum starts: ``chosen``, else by the length of training.
 
-    Then the teacher averages over a twentieth of the steps: 0.996 needs 5,000 of them, and in a
-    run of 150 it would leave the teacher where it was initialised (LOG.md).
+    Then the teacher averages over a tenth of the steps: 0.996 is meant for 2,500 and more, and in
+    a run of 150 it would leave the teacher where it was initialised (LOG.md).
     """
-    return min(max(1 - 20 / max(steps, 1), 0.9), 0.996) if chosen is None else chosen
+    return min(max(1 - 10 / max(steps, 1), 0.9), 0.996) if chosen is None else chosen
 
 
 def momentum(step: int, steps: int, start: float | None) -> float:

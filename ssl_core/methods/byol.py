@@ -12,13 +12,15 @@ from ..losses.negative_cosine import byol
 from ..models import Encoder
 from ..types import Task, View
 from ._monitor import alignment
-from ._recipe import BYOL_COLOURS, Pair
+from ._recipe import BYOL_COLOURS, Pair, Range
 from ._teacher import follow, frozen_copy, momentum, quiet
 
 
 class Config(Pair):
     """Defaults for small images and data sets of thousands."""
 
+    lr: float = 4e-3
+    scale: Range = (0.4, 1.0)
     hidden: int = 512
     out: int = 128
     momentum: float | None = None  # of the teacher at first, None: by the steps; 1 at the end

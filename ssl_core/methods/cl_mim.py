@@ -18,7 +18,7 @@ class Config(moco_v3.Config):
     """Defaults for small images and data sets of thousands."""
 
     weight: float = Field(default=0.2, ge=0, le=1)  # of the contrast
-    mask_patch: int = 16  # side of a hidden square in pixels, a multiple of the patch size
+    mask_patch: int | None = None  # side of a hidden square in pixels; None: the patch size
     ratio: float = 0.6  # share of squares hidden
 
 

@@ -25,6 +25,7 @@ LARGEST = 100.0  # of the scale 1/t
 class Config(Recipe):
     """Defaults for small images and data sets of thousands."""
 
+    lr: float = 4e-3
     temperature: float = Field(default=0.07, ge=1 / LARGEST)  # at first; it is learnt
     out: int = 128
     scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area

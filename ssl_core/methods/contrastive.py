@@ -23,7 +23,7 @@ class Config(simclr.Config):
     ``temperature`` is not for ``swd``, ``prior`` is for it only.
     """
 
-    loss: Literal["nt_xent", "decoupled", "swd"] = "nt_xent"
+    loss: Literal["nt_xent", "decoupled", "swd"] = "decoupled"
     weight: float = 1.0  # of the distribution term
     prior: generalised.Prior = "uniform-sphere"
 

@@ -22,7 +22,8 @@ from ._teacher import follow, frozen_copy, momentum, quiet
 class Config(MultiCrop):
     """Defaults for small images and data sets of thousands."""
 
-    prototypes: int = 1024
+    lr: float = 4e-3
+    prototypes: int = 64
     hidden: int = 512
     bottleneck: int = 128
     student_temperature: float = 0.1

@@ -24,7 +24,8 @@ from .dino import by_size
 class Config(MultiCrop):
     """Defaults for small images and data sets of thousands."""
 
-    prototypes: int = 256
+    lr: float = 4e-3
+    prototypes: int = 32
     hidden: int = 512
     out: int = 128
     drop: float = 0.15  # share of an anchor's patches that is dropped; ViTs only
@@ -38,8 +39,8 @@ class Config(MultiCrop):
     direction: loss.Direction = "mean_to_prior"
     # Of the teacher at first, None: by the steps; 1 at the end, in a straight line.
     momentum: float | None = None
-    scale: tuple[float, float] = (0.3, 1.0)
-    local_scale: tuple[float, float] = (0.05, 0.3)
+    scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.1, 0.4)
 
 
 # The ViT-S run.

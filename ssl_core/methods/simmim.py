@@ -19,8 +19,8 @@ from ._recipe import Recipe
 class Config(Recipe):
     """Defaults for small images and data sets of thousands."""
 
-    lr: float = 2e-3
-    mask_patch: int = 16  # side of a hidden square in pixels, a multiple of the patch size
+    lr: float = 4e-3
+    mask_patch: int | None = None  # side of a hidden square in pixels; None: the patch size
     ratio: float = 0.6  # share of squares hidden
     scale: tuple[float, float] = (0.4, 1.0)
     flip: float = 0.5
@@ -68,7 +68,7 @@ class Pixels(nn.Module):
     """Mask token, linear decoder, and the loss.
 
     Args:
-        unit: side of a hidden square in pixels.
+        unit: side of a hidden square in pixels; None: the patch size.
         ratio: share of squares hidden, rounded up.
 
     Raises:
@@ -76,10 +76,11 @@ class Pixels(nn.Module):
             not fit, or nothing would stay visible or hidden.
     """
 
-    def __init__(self, encoder: Encoder, image_size: int, unit: int, ratio: float) -> None:
+    def __init__(self, encoder: Encoder, image_size: int, unit: int | None, ratio: float) -> None:
         super().__init__()
         _masks.side(encoder, image_size)
         self.patch = encoder.stride
+        unit = self.patch if unit is None else unit
         if unit <= 0 or unit % self.patch or image_size % unit:
             raise HeadwaterError(
                 f"mask_patch {unit}",
@@ -94,10 +95,9 @@ class Pixels(nn.Module):
                 f"hides {self.hidden} of {self.cells**2} squares of {unit} px",
                 "choose pretrain.options.ratio and mask_patch so that some are seen, some hidden",
             )
-        channels = int(encoder.model.patch_embed.proj.in_channels)  # type: ignore[union-attr,arg-type]
         self.mask_token = nn.Parameter(torch.empty(encoder.embed_dim))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.decoder = nn.Linear(encoder.embed_dim, self.patch**2 * channels)
+        self.decoder = nn.Linear(encoder.embed_dim, self.patch**2 * encoder.channels)
 
     def forward(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, S, S) -> loss, and the mask (B, L), true where hidden."""

@@ -15,9 +15,11 @@ from ._recipe import Pair
 class Config(Pair):
     """Defaults for small images and data sets of thousands."""
 
-    hidden: int = 512
-    out: int = 512
-    bottleneck: int = 128  # of the predictor
+    lr: float = 4e-3
+    hidden: int = 256
+    out: int = 128  # wider ones kept the encoder from learning in short runs (LOG.md)
+    bottleneck: int = 64  # of the predictor
+    scale: tuple[float, float] = (0.4, 1.0)
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
 
 

@@ -21,6 +21,7 @@ from ._temperature import Temperature
 class Config(Pair):
     """Defaults for small images and data sets of thousands."""
 
+    lr: float = 4e-3
     temperature: Temperature = 0.1
     hidden: int = 512
     out: int = 128

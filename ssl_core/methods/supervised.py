@@ -20,6 +20,7 @@ from ._recipe import Pair
 class Config(Pair):
     """Defaults for small images and data sets of thousands; of two chances the first counts."""
 
+    lr: float = 4e-3
     label_smoothing: float = Field(default=0.0, ge=0, le=1)
 
 

@@ -15,6 +15,7 @@ from ._recipe import BYOL_COLOURS, Pair
 class Config(Pair):
     """Defaults for small images and data sets of thousands."""
 
+    lr: float = 4e-3
     hidden: int = 512
     out: int = 512
     layers: int = 3

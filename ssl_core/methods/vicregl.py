@@ -18,6 +18,7 @@ from .dino import by_size
 class Config(MultiCrop):
     """Defaults for small images and data sets of thousands, with maps of about 4 x 4 cells."""
 
+    lr: float = 4e-3
     alpha: float = Field(default=0.75, ge=0, le=1)  # weight of the whole images, the rest: cells
     matches: tuple[int, int] = (6, 2)  # of location, in both directions; a map may hold fewer
     all_features: bool = True  # matching by features keeps all cells, else ``matches``

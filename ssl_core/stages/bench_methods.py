@@ -21,7 +21,7 @@ import torch
 
 from .. import embed, finetune, job, models, plugins, train
 from ..artifacts import atomic_dir, read_json, sha256_file, sha256_json, write_bytes, write_json
-from ..config import Bench, Config, Curate, Data, Paths, Pretrain, Shard
+from ..config import Arm, Bench, Config, Curate, Data, Paths, Pretrain, Shard
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..report import bench as pictures
@@ -36,7 +36,7 @@ RULES = 1  # raise it when a result would differently come about
 
 
 @dataclass(frozen=True)
-class Arm:
+class Task:
     """One training: a method (or a baseline) on one set with one seed."""
 
     set_: str
@@ -84,21 +84,25 @@ def _prepare(cfg: Config, place: Path, root: Path) -> None:
 
 
 def training(cfg: Config, method: str, seed: int) -> Config:
-    """The configuration of one training, but for its length.
+    """The configuration of one training, but for its length; ``method`` may be a variant's name.
 
     Raises:
         HeadwaterError: a method or option that does not exist.
     """
     b = cfg.bench
-    changes = {"method": method, "image_size": b.image_size, "crop_size": b.image_size}
-    section = Pretrain(
-        backbone=b.backbone,
-        backbone_args=b.backbone_args,
-        batch_size=b.batch_size,
-        options=b.options.get(method, {}),
-        checkpoint_steps=10**6,
-        **changes,  # type: ignore[arg-type]
-    )
+    extra = {arm.name: arm for arm in b.extra}
+    arm = extra.get(method, Arm(method=method))
+    base = {
+        "method": arm.method,
+        "backbone": b.backbone,
+        "backbone_args": b.backbone_args,
+        "image_size": b.image_size,
+        "crop_size": b.image_size,
+        "batch_size": b.batch_size,
+        "options": b.options.get(method, {}),
+        "checkpoint_steps": 10**6,
+    }
+    section = Pretrain.model_validate(base | arm.changes)
     job.options(section)
     return cfg.model_copy(update={"seed": seed, "pretrain": section})
 
@@ -113,8 +117,7 @@ def step_flops(cfg: Config, folder: Path) -> int:
     run.method.train()
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernel of the CPU is not counted
-        views, inputs = train._inputs(run, rows, images, 0)
-        train._gradients(run, run.method, views, inputs, 0)
+        train.one_step(run, run.method, rows, images, 0)
     return int(counter.get_total_flops())
 
 
@@ -126,7 +129,7 @@ def with_budget(cfg: Config, folder: Path, images: int) -> Config:
     return cfg.model_copy(update={"pretrain": section})
 
 
-def _encoder(cfg: Config, arm: Arm, folder: Path, work: Path, report: Reporter) -> Any:
+def _encoder(cfg: Config, arm: Task, folder: Path, work: Path, report: Reporter) -> Any:
     """The trained (or for "random" untrained) encoder, and what its training was."""
     if arm.name == "random":
         torch.manual_seed(arm.seed)
@@ -141,7 +144,7 @@ def _encoder(cfg: Config, arm: Arm, folder: Path, work: Path, report: Reporter) 
     return method.encoder, {"steps": steps, "seconds": time.monotonic() - start}
 
 
-def _measure(cfg: Config, arm: Arm, images: Images, encoder: Any) -> dict[str, float]:
+def _measure(cfg: Config, arm: Task, images: Images, encoder: Any) -> dict[str, float]:
     if arm.name == "pixels":
         return images.measure(embed.pixels(images.reader))
     colour = models.normalisation(images.reader.channels)
@@ -165,7 +168,7 @@ def _measure(cfg: Config, arm: Arm, images: Images, encoder: Any) -> dict[str, f
 
 
 def result(
-    cfg: Config, paths: Paths, arm: Arm, folder: Path, images: Images, report: Reporter
+    cfg: Config, paths: Paths, arm: Task, folder: Path, images: Images, report: Reporter
 ) -> dict[str, Any]:
     """One line of the result, from an earlier call where there is one."""
     what = [RULES, sha256_file(folder / "index.json"), arm.name, arm.seed]
@@ -194,9 +197,8 @@ KEPT = {"backbone", "backbone_args", "image_size", "teraflops", "fine_tune_steps
 
 
 def quick(bench: Bench) -> Bench:
-    """One seed and a fifth of the compute."""
-    steps = min(bench.fine_tune_steps, 40)
-    changes = {"seeds": 1, "teraflops": bench.teraflops / 5, "fine_tune_steps": steps}
+    """One seed, a tenth of the compute, no fine-tuning."""
+    changes = {"seeds": 1, "teraflops": bench.teraflops / 10, "fine_tune_steps": 0}
     return bench.model_copy(update=changes)
 
 
@@ -243,7 +245,7 @@ def run(cfg: Config, paths: Paths, fast: bool = False) -> dict[str, Any]:
     """
     if fast:
         cfg = cfg.model_copy(update={"bench": quick(cfg.bench)})
-    chosen = cfg.bench.methods or tuple(plugins.names("methods"))
+    chosen = cfg.bench.methods or (*plugins.names("methods"), *(a.name for a in cfg.bench.extra))
     for name in chosen:
         training(cfg, name, 0)  # all is checked before the first hour
     rows: list[dict[str, Any]] = []
@@ -251,9 +253,9 @@ def run(cfg: Config, paths: Paths, fast: bool = False) -> dict[str, Any]:
         for set_, where in cfg.bench.sets.items():
             folder = prepared(cfg, paths, set_, where, report)
             images = images_of(folder, cfg.bench.image_size)
-            for name in (*BASELINES, *chosen):
-                for seed in range(1 if name == "pixels" else cfg.bench.seeds):
-                    row = result(cfg, paths, Arm(set_, name, seed), folder, images, report)
+            for seed in range(cfg.bench.seeds):
+                for name in (*(BASELINES if seed == 0 else BASELINES[:1]), *chosen):  # pixels once
+                    row = result(cfg, paths, Task(set_, name, seed), folder, images, report)
                     rows.append(row)
                     said = ", ".join(f"{m} {row[m]:.3f}" for m in MEASURES if m in row)
                     report.log(f"{set_} {name} seed {seed}: {said}")
