@@ -204,7 +204,7 @@ class Bench(Section):
         Arm(method="contrastive", name="contrastive-swd", changes={"options": {"loss": "swd"}}),
     )
     seeds: int = Field(default=3, ge=1)
-    teraflops: float = Field(default=1.5, gt=0)  # of each training
+    teraflops: float = Field(default=2.5, gt=0)  # of each training
     fine_tune_steps: int = Field(default=80, ge=0)  # 0: no fine-tuning
     backbone: str = "vit_tiny_patch16_224"
     backbone_args: dict[str, Any] = {

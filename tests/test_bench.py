@@ -22,7 +22,7 @@ from ssl_core.artifacts import read_json
 from ssl_core.config import Config, Paths, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.report import bench as pictures
-from ssl_core.stages import bench_methods
+from ssl_core.stages import _bench_summary, bench_methods
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 TINY = {
@@ -100,7 +100,7 @@ def test_a_second_call_trains_nothing(done: Paths, monkeypatch: pytest.MonkeyPat
 def test_random_init_is_what_training_starts_from(done: Paths, tmp_path: Path) -> None:
     cfg = config(done)
     encoder, _ = bench_methods._encoder(
-        cfg, bench_methods.Task("tiles", "random", 1), tmp_path, tmp_path, None
+        cfg, bench_methods.Case("tiles", "random", 1), tmp_path, tmp_path, None
     )
     own = bench_methods.training(cfg, "simclr", 1)
     run = job.build(own, done.runs / "bench/tiles/shards", tmp_path)
@@ -115,7 +115,7 @@ def test_summary_is_students_interval_and_a_paired_margin() -> None:
         for name, values in scores.items()
         for seed, value in enumerate(values)
     ]
-    byol = {r["name"]: r for r in bench_methods.summary(rows)}["byol"]["knn"]
+    byol = {r["name"]: r for r in _bench_summary.summary(rows)}["byol"]["knn"]
     low, high = stats.t.interval(
         0.95, 2, loc=np.mean(scores["byol"]), scale=stats.sem(scores["byol"])
     )
@@ -126,17 +126,34 @@ def test_summary_is_students_interval_and_a_paired_margin() -> None:
     assert byol["margin_half"] == pytest.approx(
         stats.t.ppf(0.975, 2) * gains.std(ddof=1) / math.sqrt(3)
     )
-    assert bench_methods.half_width([0.5]) is None
+    assert _bench_summary.half_width([0.5]) is None
     assert "+12.0 ± " in pictures.markdown(
-        [r | {"linear": r["knn"]} for r in bench_methods.summary(rows)]
+        [r | {"linear": r["knn"]} for r in _bench_summary.summary(rows)]
     )
 
 
 def test_what_is_not_there_is_named_before_anything_is_trained(done: Paths) -> None:
     with pytest.raises(HeadwaterError, match=r"bench\.sets\.other = nowhere"):
         bench_methods.run(config(done, sets={"other": "nowhere"}), done)
+    with pytest.raises(HeadwaterError, match=r"bench: mae: ratoi.*section bench"):
+        bench_methods.run(config(done, options={"mae": {"ratoi": 0.5}}), done)
     with pytest.raises(HeadwaterError, match="did you mean 'simclr'"):
         bench_methods.run(config(done, methods=["mae", "simlcr"]), done)
+
+
+def test_a_training_that_is_stopped_is_a_result_too(
+    done: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise HeadwaterError("training at step 9", "has collapsed", "turn the knob")
+
+    monkeypatch.setattr(bench_methods.pretrain, "fit", stop)
+    bench_methods.run(config(done, methods=["simclr", "byol"]), done)
+    found = read_json(done.reports / "bench-methods.json")
+    byol = {r["name"]: r for r in found["table"]}["byol"]
+    assert (byol["seeds"], byol["failed"], "linear" in byol) == (0, 2, False)
+    assert "turn the knob" in found["rows"][-1]["failed"]
+    assert "byol (2 stopped)" in (done.reports / "bench-methods.md").read_text()
 
 
 def test_quick_is_one_seed_and_less_compute() -> None:

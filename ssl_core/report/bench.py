@@ -32,8 +32,17 @@ def _margin(value: Mapping[str, Any] | None) -> str:
     return f"{100 * value['margin']:+.1f}{half}"
 
 
+def _ranked(table: Sequence[Row], set_: str) -> list[Row]:
+    """Rows of one set, the worst linear probe first; before them what has none."""
+    mine = [r for r in table if r["set"] == set_]
+    return sorted(mine, key=lambda r: r["linear"]["mean"] if "linear" in r else -1.0)
+
+
 def markdown(table: Sequence[Row]) -> str:
-    """One table per set: accuracy in percent, mean and 95 % interval over seeds."""
+    """One table per set: accuracy in percent, mean and 95 % interval over seeds.
+
+    "stopped" counts seeds whose training the guard ended; they take no part in the means.
+    """
     lines = []
     for set_ in dict.fromkeys(r["set"] for r in table):
         lines += [
@@ -43,12 +52,9 @@ def markdown(table: Sequence[Row]) -> str:
             "kNN over random init | linear over random init |",
             "|---|---|---|---|---|---|---|",
         ]
-        rows = sorted((r for r in table if r["set"] == set_), key=lambda r: -r["linear"]["mean"])
-        for r in rows:
-            cells: list[str] = [
-                _name(r),
-                f"{r['steps']:.0f}" if "steps" in r else "",
-            ]
+        for r in reversed(_ranked(table, set_)):
+            stopped = f" ({r['failed']} stopped)" if r["failed"] else ""
+            cells = [_name(r) + stopped, f"{r['steps']:.0f}" if "steps" in r else ""]
             cells += [_cell(r.get(m)) for m in NAMES]
             cells += [_margin(r.get(m)) if r["name"] != "random" else "" for m in ("knn", "linear")]
             lines.append("| " + " | ".join(cells) + " |")
@@ -66,7 +72,7 @@ def picture(table: Sequence[Row]) -> bytes:
             3.6 * len(measures) + 1, 0.24 * most * len(sets) + 1, len(sets), len(measures)
         )
         for i, set_ in enumerate(sets):
-            rows = sorted((r for r in table if r["set"] == set_), key=lambda r: r["linear"]["mean"])
+            rows = [r for r in _ranked(table, set_) if "linear" in r]
             for axis, measure in zip(axes[i], measures, strict=True):
                 _dots(axis, rows, measure)
                 axis.set_title(f"{set_}: {NAMES[measure]} %")

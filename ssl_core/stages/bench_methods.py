@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,67 +18,29 @@ import numpy as np
 import torch
 
 from .. import embed, finetune, job, models, plugins, train
-from ..artifacts import atomic_dir, read_json, sha256_file, sha256_json, write_bytes, write_json
-from ..config import Arm, Bench, Config, Curate, Data, Paths, Pretrain, Shard
+from ..artifacts import read_json, sha256_file, sha256_json, write_bytes, write_json
+from ..config import Arm, Bench, Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..report import bench as pictures
 from ..shards import ShardReader
-from . import curate, ingest, pretrain, seed_embed, shard, validate
-from .seeds import Images, images_of
+from . import pretrain
+from ._bench_sets import prepared
+from ._bench_summary import MEASURES, summary
+from .seeds import Images, checked, images_of
 
-PREPARE = (ingest, validate, seed_embed, curate, shard)
-MEASURES = ("knn", "linear", "fine_tune")
 BASELINES = ("random", "pixels")
+KEPT = {"backbone", "backbone_args", "image_size", "teraflops", "fine_tune_steps"}  # part of a key
 RULES = 1  # raise it when a result would differently come about
 
 
 @dataclass(frozen=True)
-class Task:
+class Case:
     """One training: a method (or a baseline) on one set with one seed."""
 
     set_: str
     name: str
     seed: int
-
-
-def prepared(cfg: Config, paths: Paths, name: str, where: str, report: Reporter) -> Path:
-    """The shards of one set: a folder with shards, or what a script or source gives.
-
-    Raises:
-        HeadwaterError: nothing is there.
-    """
-    place = paths.root / where
-    if (place / "index.json").exists():
-        return place
-    root = paths.runs / "bench" / name
-    if not place.exists():
-        fix = "name a folder of shards, a source or a script in bench.sets"
-        raise HeadwaterError(f"bench.sets.{name} = {where}", "is not there", fix)
-    if not (root / "shards/index.json").exists():
-        report.log(f"{name}: preparing {where}")
-        _prepare(cfg, place.resolve(), root)
-    return root / "shards"
-
-
-def _prepare(cfg: Config, place: Path, root: Path) -> None:
-    with atomic_dir(root) as temp:
-        inside, source = Paths(temp), str(place)
-        if place.suffix == ".py":
-            subprocess.run([sys.executable, place, "--root", temp], check=True, capture_output=True)
-            source = "data/raw"
-        own = cfg.model_copy(
-            update={
-                "data": Data(sources=(source,), test_fraction=cfg.bench.test_fraction),
-                "curate": Curate(steps=("exact",), keep=1.0),
-                "shard": Shard(max_side=cfg.bench.image_size),
-            }
-        )
-        for stage in PREPARE:
-            stage.run(own, inside)
-        inside.shards.rename(temp / "shards")
-        for rest in ("data", "runs"):
-            shutil.rmtree(temp / rest)
 
 
 def training(cfg: Config, method: str, seed: int) -> Config:
@@ -102,8 +62,7 @@ def training(cfg: Config, method: str, seed: int) -> Config:
         "options": b.options.get(method, {}),
         "checkpoint_steps": 10**6,
     }
-    section = Pretrain.model_validate(base | arm.changes)
-    job.options(section)
+    section = checked(base | arm.changes, f"bench: {method}", "section bench of params.yaml")
     return cfg.model_copy(update={"seed": seed, "pretrain": section})
 
 
@@ -129,12 +88,12 @@ def with_budget(cfg: Config, folder: Path, images: int) -> Config:
     return cfg.model_copy(update={"pretrain": section})
 
 
-def _encoder(cfg: Config, arm: Task, folder: Path, work: Path, report: Reporter) -> Any:
+def _encoder(cfg: Config, case: Case, folder: Path, work: Path, report: Reporter) -> Any:
     """The trained (or for "random" untrained) encoder, and what its training was."""
-    if arm.name == "random":
-        torch.manual_seed(arm.seed)
+    if case.name == "random":
+        torch.manual_seed(case.seed)
         return models.create(cfg.bench.backbone, cfg.bench.backbone_args), {}
-    own = training(cfg, arm.name, arm.seed)
+    own = training(cfg, case.name, case.seed)
     images = len(ShardReader(folder, "train", cfg.bench.image_size))
     own = with_budget(own, folder, images)
     work.mkdir(parents=True, exist_ok=True)
@@ -144,8 +103,8 @@ def _encoder(cfg: Config, arm: Task, folder: Path, work: Path, report: Reporter)
     return method.encoder, {"steps": steps, "seconds": time.monotonic() - start}
 
 
-def _measure(cfg: Config, arm: Task, images: Images, encoder: Any) -> dict[str, float]:
-    if arm.name == "pixels":
+def _measure(cfg: Config, case: Case, images: Images, encoder: Any) -> dict[str, float]:
+    if case.name == "pixels":
         return images.measure(embed.pixels(images.reader))
     colour = models.normalisation(images.reader.channels)
     found = images.measure(embed.compute(encoder, images.reader, *colour))
@@ -161,39 +120,47 @@ def _measure(cfg: Config, arm: Task, images: Images, encoder: Any) -> dict[str, 
         test_rows,
         colour,
         finetune.Budget(steps=cfg.bench.fine_tune_steps),
-        arm.seed,
+        case.seed,
     )
     right = (named == images.rows.labels[test_rows]).mean()
     return found | {"fine_tune": float(right)}
 
 
+def _key(cfg: Config, case: Case, folder: Path) -> str:
+    """All that a result depends on."""
+    kept = cfg.bench.model_dump(mode="json", include=KEPT)
+    what = [RULES, sha256_file(folder / "index.json"), case.name, case.seed]
+    if case.name in BASELINES:
+        return sha256_json([*what, kept])[:12]
+    own = training(cfg, case.name, case.seed)
+    options = job.options(own.pretrain).model_dump(mode="json")
+    return sha256_json([*what, own.section("pretrain"), kept, options])[:12]
+
+
 def result(
-    cfg: Config, paths: Paths, arm: Task, folder: Path, images: Images, report: Reporter
+    cfg: Config, paths: Paths, case: Case, folder: Path, images: Images, report: Reporter
 ) -> dict[str, Any]:
-    """One line of the result, from an earlier call where there is one."""
-    what = [RULES, sha256_file(folder / "index.json"), arm.name, arm.seed]
-    if arm.name in BASELINES:
-        what += [cfg.bench.model_dump(mode="json", include=KEPT)]
-    else:
-        own = training(cfg, arm.name, arm.seed)
-        what += [own.section("pretrain"), cfg.bench.model_dump(mode="json", include=KEPT)]
-        what += [job.options(own.pretrain).model_dump(mode="json")]
-    file = paths.runs / "bench" / "results" / arm.set_ / f"{arm.name}-{sha256_json(what)[:12]}.json"
+    """One line of the result, from an earlier call where there is one.
+
+    Training that the guard stopped is a result as well: ``failed`` says why.
+    """
+    name = f"{case.name}-{_key(cfg, case, folder)}.json"
+    file = paths.runs / "bench" / "results" / case.set_ / name
     if file.exists():
         found: dict[str, Any] = read_json(file)
         return found
-    work = file.with_suffix("")
-    encoder, about = (
-        (None, {}) if arm.name == "pixels" else _encoder(cfg, arm, folder, work, report)
-    )
-    row = {"set": arm.set_, "name": arm.name, "seed": arm.seed, **about}
-    row |= _measure(cfg, arm, images, encoder)
+    row: dict[str, Any] = {"set": case.set_, "name": case.name, "seed": case.seed}
+    work, encoder = file.with_suffix(""), None
+    try:
+        if case.name != "pixels":
+            encoder, about = _encoder(cfg, case, folder, work, report)
+            row |= about
+        row |= _measure(cfg, case, images, encoder)
+    except HeadwaterError as error:
+        row["failed"] = str(error)
     write_json(file, row)
     shutil.rmtree(work, ignore_errors=True)
     return row
-
-
-KEPT = {"backbone", "backbone_args", "image_size", "teraflops", "fine_tune_steps"}
 
 
 def quick(bench: Bench) -> Bench:
@@ -202,39 +169,8 @@ def quick(bench: Bench) -> Bench:
     return bench.model_copy(update=changes)
 
 
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per set and name: mean and 95 % interval over seeds, and the margin over random init.
-
-    Margins are paired: a seed's random init is what its training started from.
-    """
-    table = []
-    for set_, name in dict.fromkeys((r["set"], r["name"]) for r in rows):
-        mine = [r for r in rows if (r["set"], r["name"]) == (set_, name)]
-        base = {r["seed"]: r for r in rows if (r["set"], r["name"]) == (set_, "random")}
-        line: dict[str, Any] = {"set": set_, "name": name, "seeds": len(mine)}
-        line |= {
-            k: float(np.mean([r[k] for r in mine])) for k in ("steps", "seconds") if k in mine[0]
-        }
-        for measure in (m for m in MEASURES if m in mine[0]):
-            values = [r[measure] for r in mine]
-            margins = [r[measure] - base[r["seed"]][measure] for r in mine if r["seed"] in base]
-            line[measure] = {
-                "mean": float(np.mean(values)),
-                "half": half_width(values),
-                "margin": float(np.mean(margins)) if margins else None,
-                "margin_half": half_width(margins),
-            }
-        table.append(line)
-    return table
-
-
-def half_width(values: list[float]) -> float | None:
-    """Of Student's 95 % interval of the mean; None for fewer than two values."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+def _said(row: dict[str, Any]) -> str:
+    return ", ".join(f"{m} {row[m]:.3f}" for m in MEASURES if m in row)
 
 
 def run(cfg: Config, paths: Paths, fast: bool = False) -> dict[str, Any]:
@@ -255,9 +191,9 @@ def run(cfg: Config, paths: Paths, fast: bool = False) -> dict[str, Any]:
             images = images_of(folder, cfg.bench.image_size)
             for seed in range(cfg.bench.seeds):
                 for name in (*(BASELINES if seed == 0 else BASELINES[:1]), *chosen):  # pixels once
-                    row = result(cfg, paths, Task(set_, name, seed), folder, images, report)
+                    row = result(cfg, paths, Case(set_, name, seed), folder, images, report)
                     rows.append(row)
-                    said = ", ".join(f"{m} {row[m]:.3f}" for m in MEASURES if m in row)
+                    said = row.get("failed") or _said(row)
                     report.log(f"{set_} {name} seed {seed}: {said}")
     table = summary(rows)
     about = cfg.bench.model_dump(mode="json")

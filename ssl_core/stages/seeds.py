@@ -93,6 +93,22 @@ def _summary(name: str, scores: list[dict[str, float]]) -> dict[str, Any]:
     return row
 
 
+def checked(section: dict[str, Any], where: str, fix: str) -> Pretrain:
+    """Section pretrain with valid options.
+
+    Raises:
+        HeadwaterError: a key or option that is unknown, or a bad value; at ``where``.
+    """
+    try:
+        p = Pretrain.model_validate(section)
+        job.options(p)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = f"{where}: {'.'.join(map(str, first['loc']))}"
+        raise HeadwaterError(place, first["msg"], f"mend {fix}") from None
+    return p
+
+
 def _variant(cfg: Config, arm: Arm, seed: int) -> Config:
     """The configuration of one training.
 
@@ -102,13 +118,7 @@ def _variant(cfg: Config, arm: Arm, seed: int) -> Config:
     own = arm.method == cfg.pretrain.method
     base: dict[str, Any] = {} if own else {"options": {}, "lr": None, "weight_decay": None}
     changed = cfg.section("pretrain") | base | {"method": arm.method} | arm.changes
-    try:
-        section = Pretrain.model_validate(changed)
-        job.options(section)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = f"changes of arm '{arm.method}': {'.'.join(map(str, first['loc']))}"
-        raise HeadwaterError(where, first["msg"], "mend seeds.arms in params.yaml") from None
+    section = checked(changed, f"changes of arm '{arm.method}'", "seeds.arms in params.yaml")
     return cfg.model_copy(update={"seed": seed, "pretrain": section})
 
 
