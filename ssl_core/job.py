@@ -170,7 +170,7 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
         guard,
         use_bf16(p.precision, dev, _gains(encoder, method.views)),
     )
-    encoder.register_forward_hook(lambda _m, _i, out: setattr(run, "features", out.pooled))
+    encoder.register_forward_hook(lambda _m, _i, out: setattr(run, "features", out.pooled.detach()))
     return run
 
 

@@ -85,6 +85,7 @@ def one_step(
     Gradients are already averaged over ranks here, so all ranks decide alike.
     """
     _set_rates(run, step)
+    before = [buffer.clone() for buffer in run.method.buffers()]
     views, inputs = _inputs(run, rows, images, step)
     if run.cfg.pretrain.sam.radius:
         loss, metrics = _sharp_gradients(run, model, views, inputs, rows, step)
@@ -95,6 +96,9 @@ def one_step(
     if torch.isfinite(norm):
         run.optimizer.step()
         run.method.after_step(step)  # type: ignore[operator]
+    else:  # batch norm has seen the bad batch
+        for buffer, value in zip(run.method.buffers(), before, strict=True):
+            buffer.copy_(value)
     return float(loss), float(norm), metrics
 
 

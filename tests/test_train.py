@@ -129,6 +129,24 @@ def test_nan_never_reaches_the_weights(
     assert all(torch.isfinite(t).all() for t in tensors)
 
 
+def test_a_bad_batch_leaves_batch_norm_alone(
+    sharded: tuple[Config, Paths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, paths = sharded
+    given = train._inputs
+
+    def poisoned(run: job.Run, rows: Any, images: torch.Tensor, step: int) -> Any:
+        views, inputs = given(run, rows, images, step)
+        return [v * math.nan for v in views] if step == 2 else views, inputs
+
+    monkeypatch.setattr(train, "_inputs", poisoned)
+    method = fit(cfg, paths, tmp_path / "work")
+    norms = [m for m in method.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+    assert norms
+    assert all(m.running_mean.isfinite().all() for m in norms)
+    assert int(norms[0].num_batches_tracked) == len(log(tmp_path / "work")) - 1
+
+
 def test_trouble_goes_back_once_with_half_the_rate_and_resumes_so(
     sharded: tuple[Config, Paths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +202,7 @@ def test_guard_reads_the_signs() -> None:
         with pytest.raises(guard.Trouble, match=r"collapsed.*raise the knob"):
             looks(features, 0, 1.0)
     with pytest.raises(guard.Trouble, match="by chance"):
-        looks(wide, 50, 4.001, chance=4.0)
+        looks(wide, 50, 4.0004, chance=4.0)
     with pytest.raises(guard.Trouble, match="one prototype"):
         looks(wide, 50, 1.0, chance=4.0, entropy=1e-4)
     watch = guard.Guard(100, "")
