@@ -66,6 +66,7 @@ def test_temperature_is_an_option_of_the_contrastive_methods() -> None:
 def test_momentum_follows_the_length_of_training() -> None:
     values = [_teacher.first_momentum(None, n) for n in (1, 100, 400, 1000, 5000, 10**6)]
     assert values == pytest.approx([0.9, 0.9, 0.975, 0.99, 0.996, 0.996])
+    assert _teacher.first_momentum(None, 1000, 0.05) == pytest.approx(0.98)
     assert _teacher.first_momentum(0.7, 10**6) == 0.7
 
 

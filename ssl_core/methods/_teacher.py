@@ -17,18 +17,20 @@ def frozen_copy(module: M) -> M:
     return copy.deepcopy(module).requires_grad_(False)
 
 
-def first_momentum(chosen: float | None, steps: int) -> float:
+def first_momentum(chosen: float | None, steps: int, memory: float = 0.1) -> float:
     """Where a teacher's momentum starts: ``chosen``, else by the length of training.
 
-    Then the teacher averages over a tenth of the steps: 0.996 is meant for 2,500 and more, and in
-    a run of 150 it would leave the teacher where it was initialised (LOG.md).
+    Then the teacher averages over a share ``memory`` of the steps: 0.996 is meant for thousands,
+    and in a run of 150 it would leave the teacher where it was initialised (LOG.md).
     """
-    return min(max(1 - 10 / max(steps, 1), 0.9), 0.996) if chosen is None else chosen
+    if chosen is not None:
+        return chosen
+    return min(max(1 - 1 / (memory * max(steps, 1)), 0.9), 0.996)
 
 
-def momentum(step: int, steps: int, start: float | None) -> float:
+def momentum(step: int, steps: int, start: float | None, memory: float = 0.1) -> float:
     """Cosine from ``start`` (None: by ``steps``) at step 0 to 1 at ``steps`` (arXiv 2006.07733)."""
-    start = first_momentum(start, steps)
+    start = first_momentum(start, steps, memory)
     return 1 - (1 - start) * (math.cos(math.pi * min(step / steps, 1.0)) + 1) / 2
 
 

@@ -99,7 +99,7 @@ class Method(nn.Module):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Move the teacher."""
-        m = momentum(step, self.task.steps, self.cfg.momentum)
+        m = momentum(step, self.task.steps, self.cfg.momentum, dino.MEMORY)
         follow(self.teacher, self.encoder, m)
         follow(self.teacher_head, self.head, m)
         if self.patch_head is not None and self.teacher_patch_head is not None:
