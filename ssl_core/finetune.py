@@ -1,4 +1,7 @@
-"""Fine-tuning: encoder and a linear head trained together on the labelled images."""
+"""Fine-tuning from a fitted head: LP-FT (arXiv 2202.10054).
+
+A head that starts at random would first distort the features, and short budgets end there.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from . import models
 from .augment import Augmenter
 from .job import device, learning_rate, parameter_groups
 from .shards import ShardReader
-from .types import Labels, View
+from .types import Array, Labels, View
 
 WARMUP, SMOOTHING, DECAY = 0.1, 0.1, 0.05
 Rows = NDArray[np.int64]
@@ -25,15 +28,18 @@ Rows = NDArray[np.int64]
 class Budget:
     """How long and how fast. ``lr`` is for this batch size."""
 
-    steps: int = 80
+    steps: int = 400
     batch_size: int = 64
-    lr: float = 1e-3
+    lr: float = 3e-4
 
 
 class _Classifier(nn.Module):
-    def __init__(self, encoder: models.Encoder, classes: int) -> None:
+    def __init__(self, encoder: models.Encoder, weight: Array, bias: Array) -> None:
         super().__init__()
-        self.encoder, self.head = encoder, nn.Linear(encoder.embed_dim, classes)
+        self.encoder, self.head = encoder, nn.Linear(encoder.embed_dim, len(bias))
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(weight))
+            self.head.bias.copy_(torch.from_numpy(bias))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(self.encoder(x).pooled)
@@ -42,23 +48,24 @@ class _Classifier(nn.Module):
 
 def predict(
     encoder: models.Encoder,
+    head: tuple[Array, Array],
     reader: ShardReader,
     labels: Labels,
     train: Rows,
     test: Rows,
-    colour: tuple[tuple[float, ...], tuple[float, ...]],
     budget: Budget,
     seed: int,
 ) -> Labels:
-    """Train a copy in place on rows ``train`` and name rows ``test``: (M,) of label codes.
+    """Train on rows ``train`` and name rows ``test``: (M,) of the head's classes.
 
     Args:
         encoder: changed by the call.
-        labels: (N,) codes of the reader's rows; those of ``train`` are known.
-        colour: mean and std that the encoder expects.
+        head: weight (C, D) and bias (C,) on the encoder's features, as fitted to rows ``train``.
+        labels: (N,) the head's class of each of the reader's rows; those of ``train`` count.
     """
     torch.manual_seed(seed)
-    net = _Classifier(encoder, int(labels.max()) + 1).to(device()).train()
+    net = _Classifier(encoder, *head).to(device()).train()
+    colour = models.normalisation(reader.channels)
     groups = parameter_groups(net, DECAY)
     optimizer = torch.optim.AdamW(groups, lr=budget.lr, fused=True)
     view = View(reader.side, (0.5, 1.0), jitter=(0.2, 0.2, 0.2, 0.0), jitter_p=0.5)

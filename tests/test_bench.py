@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import runpy
 import subprocess
@@ -17,12 +18,14 @@ from PIL import Image
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from ssl_core import job, models, train
+from ssl_core import embed, finetune, job, models, train
 from ssl_core.artifacts import read_json
 from ssl_core.config import Config, Paths, load
 from ssl_core.errors import HeadwaterError
+from ssl_core.evaluate import linear
 from ssl_core.report import bench as pictures
 from ssl_core.stages import _bench_summary, bench_methods
+from ssl_core.stages.seeds import images_of
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 TINY = {
@@ -95,6 +98,43 @@ def test_a_second_call_trains_nothing(done: Paths, monkeypatch: pytest.MonkeyPat
     assert rows(done) == before
     with pytest.raises(pytest.fail.Exception):  # another budget is another result
         bench_methods.run(config(done, teraflops=0.004), done)
+
+
+def test_fine_tuning_starts_from_the_probe_and_learns(done: Paths) -> None:
+    cfg = config(done)
+    images = images_of(done.runs / "bench/tiles/shards", 32)
+    torch.manual_seed(0)
+    encoder = models.create("vit_tiny_patch16_224", VIT)
+    features = embed.compute(encoder, images.reader, *models.normalisation(3))
+    train_set, test_set = images.sets(features)
+    head = linear.fit(train_set)
+
+    def right(weight: np.ndarray, rate: float, steps: int) -> float:
+        own, rows = copy.deepcopy(encoder), images.known("train")
+        named = finetune.predict(
+            own,
+            (weight, head.bias),
+            images.reader,
+            images.rows.labels,
+            rows,
+            rows,
+            finetune.Budget(steps, 16, rate),
+            0,
+        )
+        return float((named == images.rows.labels[rows]).mean())
+
+    probe = float((linear.named(head, train_set, train_set.features) == train_set.labels).mean())
+    assert right(head.weight, 0.0, 1) == pytest.approx(probe, abs=0.02)  # nothing has moved yet
+    assert right(0 * head.weight, 1e-3, 60) > 0.8  # from nothing
+    case = bench_methods.Case("tiles", "random", 0)
+    named = bench_methods._fine_tuned(cfg, case, images, copy.deepcopy(encoder), head)
+    assert len(named) == len(test_set)
+
+
+def test_encoders_are_kept_for_other_measures(done: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "fit", lambda *_: pytest.fail("trained again"))
+    bench_methods.run(config(done, fine_tune_steps=2), done)
+    assert all("fine_tune" in r for r in rows(done) if r["name"] != "pixels")
 
 
 def test_random_init_is_what_training_starts_from(done: Paths, tmp_path: Path) -> None:

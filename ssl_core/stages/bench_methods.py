@@ -8,7 +8,6 @@ kept in ``runs/bench``: an interrupted or repeated call goes on where it stopped
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,20 @@ from .. import embed, finetune, job, models, plugins, train
 from ..artifacts import read_json, sha256_file, sha256_json, write_bytes, write_json
 from ..config import Arm, Bench, Config, Paths
 from ..errors import HeadwaterError
+from ..evaluate import knn, linear
+from ..evaluate._head import Head
 from ..progress import Reporter
 from ..report import bench as pictures
 from ..shards import ShardReader
+from ..types import Labels
 from . import pretrain
 from ._bench_sets import prepared
 from ._bench_summary import MEASURES, summary
 from .seeds import Images, checked, images_of
 
 BASELINES = ("random", "pixels")
-KEPT = {"backbone", "backbone_args", "image_size", "teraflops", "fine_tune_steps"}  # part of a key
-RULES = 1  # raise it when a result would differently come about
+KEPT = {"backbone", "backbone_args", "image_size", "teraflops"}  # part of an encoder's key
+RULES = 1  # raise it when an encoder would be measured differently
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,15 @@ def with_budget(cfg: Config, folder: Path, images: int) -> Config:
 
 
 def _encoder(cfg: Config, case: Case, folder: Path, work: Path, report: Reporter) -> Any:
-    """The trained (or for "random" untrained) encoder, and what its training was."""
+    """The trained (or for "random" untrained) encoder, and what its training was.
+
+    Encoders stay in ``work``: another measure needs no other training.
+    """
     if case.name == "random":
         torch.manual_seed(case.seed)
         return models.create(cfg.bench.backbone, cfg.bench.backbone_args), {}
+    if (work / models.META).exists():  # written last
+        return models.load(work), read_json(work / models.META)["about"]
     own = training(cfg, case.name, case.seed)
     images = len(ShardReader(folder, "train", cfg.bench.image_size))
     own = with_budget(own, folder, images)
@@ -100,41 +107,55 @@ def _encoder(cfg: Config, case: Case, folder: Path, work: Path, report: Reporter
     start = time.monotonic()
     method = pretrain.fit(own, folder, work, report)
     steps = round(own.pretrain.epochs * images / own.pretrain.batch_size)
-    return method.encoder, {"steps": steps, "seconds": time.monotonic() - start}
+    about = {"steps": steps, "seconds": time.monotonic() - start}
+    models.save(method.encoder, work, {"about": about})
+    for left in (*work.glob("step-*"), *work.glob("*.jsonl")):
+        left.unlink()
+    return method.encoder, about
 
 
 def _measure(cfg: Config, case: Case, images: Images, encoder: Any) -> dict[str, float]:
     if case.name == "pixels":
         return images.measure(embed.pixels(images.reader))
     colour = models.normalisation(images.reader.channels)
-    found = images.measure(embed.compute(encoder, images.reader, *colour))
-    if not cfg.bench.fine_tune_steps:
-        return found
-    known = images.rows.labels >= 0
-    train_rows, test_rows = (np.flatnonzero(known & (images.split == s)) for s in ("train", "test"))
-    named = finetune.predict(
+    train_set, test_set = images.sets(embed.compute(encoder, images.reader, *colour))
+    head = linear.fit(train_set)
+    named = {
+        "knn": knn.predict(train_set, test_set.features),
+        "linear": linear.named(head, train_set, test_set.features),
+    }
+    if cfg.bench.fine_tune_steps:
+        named["fine_tune"] = _fine_tuned(cfg, case, images, encoder, head)
+    return {k: float((v == test_set.labels).mean()) for k, v in named.items()}
+
+
+def _fine_tuned(cfg: Config, case: Case, images: Images, encoder: Any, head: Head) -> Labels:
+    """What encoder and linear probe say after training together: codes of the test rows, (M,)."""
+    classes = np.asarray(images.rows.classes)
+    place = np.searchsorted(head.classes, classes)  # of a class among those the head knows
+    found = finetune.predict(
         encoder,
+        (head.weight, head.bias),
         images.reader,
-        images.rows.labels,
-        train_rows,
-        test_rows,
-        colour,
+        np.where(images.rows.labels >= 0, place[images.rows.labels], -1),
+        images.known("train"),
+        images.known("test"),
         finetune.Budget(steps=cfg.bench.fine_tune_steps),
         case.seed,
     )
-    right = (named == images.rows.labels[test_rows]).mean()
-    return found | {"fine_tune": float(right)}
+    codes: Labels = np.searchsorted(classes, np.asarray(head.classes)[found])
+    return codes
 
 
 def _key(cfg: Config, case: Case, folder: Path) -> str:
-    """All that a result depends on."""
+    """Name and digest of all that an encoder depends on."""
     kept = cfg.bench.model_dump(mode="json", include=KEPT)
-    what = [RULES, sha256_file(folder / "index.json"), case.name, case.seed]
-    if case.name in BASELINES:
-        return sha256_json([*what, kept])[:12]
-    own = training(cfg, case.name, case.seed)
-    options = job.options(own.pretrain).model_dump(mode="json")
-    return sha256_json([*what, own.section("pretrain"), kept, options])[:12]
+    what = [sha256_file(folder / "index.json"), case.name, case.seed, kept]
+    if case.name not in BASELINES:
+        own = training(cfg, case.name, case.seed)
+        options = job.options(own.pretrain).model_dump(mode="json")
+        what += [own.section("pretrain"), options]
+    return f"{case.name}-{case.seed}-{sha256_json(what)[:12]}"
 
 
 def result(
@@ -144,13 +165,14 @@ def result(
 
     Training that the guard stopped is a result as well: ``failed`` says why.
     """
-    name = f"{case.name}-{_key(cfg, case, folder)}.json"
-    file = paths.runs / "bench" / "results" / case.set_ / name
+    work = paths.runs / "bench" / "encoders" / case.set_ / _key(cfg, case, folder)
+    measured = sha256_json([RULES, cfg.bench.fine_tune_steps])[:6]
+    file = paths.runs / "bench" / "results" / case.set_ / f"{work.name}-{measured}.json"
     if file.exists():
         found: dict[str, Any] = read_json(file)
         return found
     row: dict[str, Any] = {"set": case.set_, "name": case.name, "seed": case.seed}
-    work, encoder = file.with_suffix(""), None
+    encoder = None
     try:
         if case.name != "pixels":
             encoder, about = _encoder(cfg, case, folder, work, report)
@@ -159,7 +181,6 @@ def result(
     except HeadwaterError as error:
         row["failed"] = str(error)
     write_json(file, row)
-    shutil.rmtree(work, ignore_errors=True)
     return row
 
 

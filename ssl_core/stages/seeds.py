@@ -31,12 +31,20 @@ class Images:
     rows: Embeddings  # without features
     split: NDArray[np.str_]
 
+    def known(self, split: str) -> NDArray[np.int64]:
+        """The labelled rows of a split."""
+        return np.flatnonzero((self.rows.labels >= 0) & (self.split == split))
+
+    def sets(self, features: Array) -> tuple[Embeddings, Embeddings]:
+        """The labelled rows of the train and of the test split, with ``features`` (N, D)."""
+        whole = embed.with_features(self.rows, features)
+        masks = (np.isin(np.arange(len(whole)), self.known(s)) for s in ("train", "test"))
+        first, second = (embed.rows(whole, mask) for mask in masks)
+        return first, second
+
     def measure(self, features: Array) -> dict[str, float]:
         """Accuracy on the whole labelled test split for each measure."""
-        whole = embed.with_features(self.rows, features)
-        known = whole.labels >= 0
-        parts = (embed.rows(whole, known & (self.split == s)) for s in ("train", "test"))
-        train_set, test_set = parts
+        train_set, test_set = self.sets(features)
         result = {}
         for measure in MEASURES:
             named = plugins.load("evaluate", measure).predict(train_set, test_set.features)
