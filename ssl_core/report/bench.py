@@ -43,20 +43,16 @@ def markdown(table: Sequence[Row]) -> str:
 
     "stopped" counts seeds whose training the guard ended; they take no part in the means.
     """
-    lines = []
+    lines, shown = [], [m for m in NAMES if any(m in r for r in table)]
+    heads = ["method", "steps", *(f"{NAMES[m]} %" for m in shown)]
+    heads += [f"{NAMES[m]} over random init" for m in shown]
     for set_ in dict.fromkeys(r["set"] for r in table):
-        lines += [
-            f"### {set_}",
-            "",
-            "| method | steps | kNN % | linear % | fine-tuned % | "
-            "kNN over random init | linear over random init |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        lines += [f"### {set_}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for r in reversed(_ranked(table, set_)):
             stopped = f" ({r['failed']} stopped)" if r["failed"] else ""
             cells = [_name(r) + stopped, f"{r['steps']:.0f}" if "steps" in r else ""]
-            cells += [_cell(r.get(m)) for m in NAMES]
-            cells += [_margin(r.get(m)) if r["name"] != "random" else "" for m in ("knn", "linear")]
+            cells += [_cell(r.get(m)) for m in shown]
+            cells += [_margin(r.get(m)) if r["name"] != "random" else "" for m in shown]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
