@@ -42,3 +42,27 @@ def check_shapes(*tensors: Tensor) -> None:
     shapes = {tuple(t.shape) for t in tensors}
     if len(shapes) != 1:
         raise ValueError(f"shapes {sorted(shapes)} must be equal")
+
+
+def difference(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Prediction less target, (B, L, P) each; ``target`` gets no gradient.
+
+    Raises:
+        ValueError: unequal shapes, or a mask that is not (B, L).
+    """
+    check_shapes(pred, target)
+    if mask.shape != pred.shape[:2]:
+        raise ValueError(f"mask {tuple(mask.shape)} must be {tuple(pred.shape[:2])}")
+    return raised(pred) - raised(target.detach())
+
+
+def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (B, L) where ``mask`` (B, L) is true.
+
+    Raises:
+        ValueError: it is true nowhere.
+    """
+    count = mask.sum()
+    if not count:
+        raise ValueError("mask must hide at least one patch")
+    return (error * mask).sum() / count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._common import check_shapes, full_precision, raised
+from ._common import difference, full_precision, masked_mean, raised
 
 
 def patchify(images: Tensor, size: int) -> Tensor:
@@ -51,12 +51,5 @@ def mae(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: shapes that do not fit, or nothing masked.
     """
-    check_shapes(pred, target)
-    if mask.shape != pred.shape[:2]:
-        raise ValueError(f"mask {tuple(mask.shape)} must be {tuple(pred.shape[:2])}")
     with full_precision(pred):
-        error = (raised(pred) - raised(target.detach())).square().mean(-1)  # (B, L)
-        count = mask.sum()
-        if not count:
-            raise ValueError("mask must hide at least one patch")
-        return (error * mask).sum() / count
+        return masked_mean(difference(pred, target, mask).square().mean(-1), mask)

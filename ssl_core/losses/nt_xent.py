@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import dist
-from ._common import check_shapes, check_temperature, full_precision, raised, weighted_mean
+from ._common import check_temperature, full_precision, weighted_mean
+from ._pairs import check_pair, pair_logits, partners
 
 
 def nt_xent(
@@ -26,17 +25,9 @@ def nt_xent(
         ValueError: unequal or non-2-D shapes, t <= 0, or fewer than two images.
     """
     check_temperature(temperature)
-    check_shapes(a, b)
-    if a.ndim != 2:
-        raise ValueError(f"shape {tuple(a.shape)} must be (batch, dimension)")
+    check_pair(a, b)
     with full_precision(a):
-        first = dist.gather(F.normalize(raised(a), dim=1))
-        second = dist.gather(F.normalize(raised(b), dim=1))
-        n = len(first)
-        if n < 2:
-            raise ValueError(f"batch of {n} must hold at least 2 images: it has no negatives")
-        z = torch.cat([first, second])  # (2N, d)
-        logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))  # (2N, 2N)
-        partner = torch.arange(2 * n, device=z.device).roll(n)
+        logits, _ = pair_logits(a, b, temperature)  # (2N, 2N)
+        partner = partners(len(logits) // 2, logits.device)
         losses = F.cross_entropy(logits, partner, reduction="none")  # (2N,)
         return weighted_mean(losses, weights, views=2)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from .. import dist
 from ._common import check_temperature, full_precision, raised
+from ._pairs import check_negatives
 
 UNKNOWN = -1
 
@@ -38,8 +39,7 @@ def supcon(
     with full_precision(z):
         views = [dist.gather(F.normalize(raised(view), dim=1)) for view in z]
         n = len(views[0])
-        if n < 2:
-            raise ValueError(f"batch of {n} must hold at least 2 images: it has no negatives")
+        check_negatives(n)
         every = torch.cat(views)  # V x (N, d) -> (V*N, d)
         itself = torch.eye(len(every), dtype=torch.bool, device=z.device)
         logits = (every @ every.T / temperature).masked_fill(itself, float("-inf"))

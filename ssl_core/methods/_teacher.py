@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import nn
@@ -50,3 +50,15 @@ def quiet(teacher: nn.Module, training: bool) -> None:
     for module in teacher.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train(training)
+
+
+class Taught(nn.Module):
+    """A method with a momentum ``teacher``."""
+
+    teacher: nn.Module
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module, but the teacher stays free of dropout."""
+        super().train(mode)
+        quiet(self.teacher, mode)
+        return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from ..models import Encoder
 from ..types import Task, View
 from . import _masks, dino
 from ._recipe import Range
-from ._teacher import follow, frozen_copy, momentum, quiet
+from ._teacher import Taught, follow, frozen_copy, momentum
 
 
 class Config(dino.Config):
@@ -26,7 +25,7 @@ class Config(dino.Config):
     mask_ratio: Range = (0.1, 0.5)  # of a masked crop's patches
 
 
-class Method(nn.Module):
+class Method(Taught):
     """Student and teacher, each encoder + prototype heads, and the student's mask token.
 
     Raises:
@@ -46,12 +45,6 @@ class Method(nn.Module):
         self.teacher_patch_head = None if self.patch_head is None else frozen_copy(self.patch_head)
         self.mask_token = nn.Parameter(torch.zeros(encoder.embed_dim))
         self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """As for every module, but the teacher stays free of dropout."""
-        super().train(mode)
-        quiet(self.teacher, mode)
-        return self
 
     @property
     def views(self) -> list[View]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..heads import projector
 from ..losses.negative_cosine import byol
@@ -13,7 +11,7 @@ from ..models import Encoder
 from ..types import Task, View
 from ._monitor import alignment
 from ._recipe import BYOL_COLOURS, Pair, Range
-from ._teacher import follow, frozen_copy, momentum, quiet
+from ._teacher import Taught, follow, frozen_copy, momentum
 
 
 class Config(Pair):
@@ -40,7 +38,7 @@ PAPER = BYOL_COLOURS | {
 KNOB = "raise pretrain.options.momentum towards 1"
 
 
-class Method(nn.Module):
+class Method(Taught):
     """Encoder, projector and predictor; a momentum copy of the first two as teacher."""
 
     def __init__(self, encoder: Encoder, cfg: Config, task: Task) -> None:
@@ -52,12 +50,6 @@ class Method(nn.Module):
         self.teacher = frozen_copy(self.encoder)
         self.teacher_projector = frozen_copy(self.projector)
         self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """As for every module, but the teacher stays free of dropout."""
-        super().train(mode)
-        quiet(self.teacher, mode)
-        return self
 
     @property
     def views(self) -> list[View]:

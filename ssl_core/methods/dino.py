@@ -6,17 +6,16 @@ The teacher sees the two global crops only, the student all crops.
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..heads import PrototypeHead
 from ..losses import dino as loss
 from ..models import Encoder
 from ..types import Task, View
 from ._recipe import BYOL_COLOURS, MultiCrop
-from ._teacher import follow, frozen_copy, momentum, quiet
+from ._teacher import Taught, follow, frozen_copy, momentum
 
 # A slower teacher than this kept the targets uniform on small sets (LOG.md).
 MEMORY = 0.05
@@ -59,7 +58,7 @@ KNOB = (
 )
 
 
-class Method(nn.Module):
+class Method(Taught):
     """Student and teacher, each encoder + prototype head."""
 
     centre: Tensor
@@ -73,12 +72,6 @@ class Method(nn.Module):
         self.register_buffer("centre", torch.zeros(cfg.prototypes))
         self._seen: Tensor | None = None  # this step's mean of the teacher's logits
         self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """As for every module, but the teacher stays free of dropout."""
-        super().train(mode)
-        quiet(self.teacher, mode)
-        return self
 
     @property
     def views(self) -> list[View]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from ..types import Task, View
 from . import _temperature
 from ._monitor import alignment
 from ._recipe import BYOL_COLOURS, Pair
-from ._teacher import follow, frozen_copy, momentum, quiet
+from ._teacher import Taught, follow, frozen_copy, momentum
 from ._temperature import Temperature
 
 
@@ -45,7 +44,7 @@ PAPER = BYOL_COLOURS | {
 KNOB = "raise pretrain.options.momentum, or set pretrain.options.freeze_patch: true"
 
 
-class Method(nn.Module):
+class Method(Taught):
     """Encoder, projector and predictor for queries; a momentum copy of the first two for keys.
 
     ViTs get a projector of three layers and a predictor that ends with a batch norm; CNNs one
@@ -70,12 +69,6 @@ class Method(nn.Module):
         self.teacher = frozen_copy(self.encoder)
         self.teacher_projector = frozen_copy(self.projector)
         self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """As for every module, but the teacher stays free of dropout."""
-        super().train(mode)
-        quiet(self.teacher, mode)
-        return self
 
     @property
     def views(self) -> list[View]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from ..models import Encoder
 from ..types import Task, View
 from . import mae
 from ._recipe import BYOL_COLOURS, MultiCrop
-from ._teacher import first_momentum, follow, frozen_copy, quiet
+from ._teacher import Taught, first_momentum, follow, frozen_copy
 from .dino import by_size
 
 
@@ -64,7 +63,7 @@ PAPER = BYOL_COLOURS | {
 KNOB = "raise pretrain.options.weight (of the regulariser) or momentum, or set iterations: 3"
 
 
-class Method(nn.Module):
+class Method(Taught):
     """Student and momentum teacher, each encoder + projector, and prototypes that both use.
 
     Raises:
@@ -83,12 +82,6 @@ class Method(nn.Module):
         self.teacher_projector = frozen_copy(self.projector)
         self.register_buffer("prior", _prior(cfg), persistent=False)
         self.train()
-
-    def train(self, mode: bool = True) -> Self:
-        """As for every module, but the teacher stays free of dropout."""
-        super().train(mode)
-        quiet(self.teacher, mode)
-        return self
 
     @property
     def views(self) -> list[View]:
