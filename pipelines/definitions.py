@@ -12,6 +12,7 @@ from assets import (
     ingest,
     pretrain,
     promote,
+    repair,
     report,
     seed_embed,
     shard,
@@ -33,12 +34,27 @@ modules = (
     evaluate,
     promote,
     deployment,
+    repair,
     report,
 )
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules(modules, include_specs=True),
-    jobs=[jobs.chain, jobs.retrain, jobs.deployment, jobs.remonitor],
+    jobs=[
+        jobs.chain,
+        jobs.retrain,
+        jobs.repair,
+        jobs.watch,
+        jobs.deployment,
+        jobs.remonitor,
+    ],
     schedules=[schedules.nightly, schedules.daily],
-    sensors=[sensors.retrain_on_harm, sensors.late_labels, sensors.new_day],
+    sensors=[
+        sensors.retrain_on_harm,
+        sensors.full_chain,
+        sensors.follow_up,
+        sensors.tell,
+        sensors.late_labels,
+        sensors.new_day,
+    ],
 )

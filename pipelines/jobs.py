@@ -14,7 +14,17 @@ chain = dg.define_asset_job(
 retrain = dg.define_asset_job(
     "retrain",
     selection=["collected", *CHAIN],
-    description="Take deployment images in, then the whole chain. Asked for by a sensor.",
+    description="Take deployment images in, then the whole chain. The ladder's last rung.",
+)
+repair = dg.define_asset_job(
+    "repair",
+    selection=["repair"],
+    description="The cheapest rung that mends the champion. Asked for by a sensor.",
+)
+watch = dg.define_asset_job(
+    "watch",
+    selection=["watch"],
+    description="Settle approvals and shadows; roll back a champion that labels prove worse.",
 )
 deployment = dg.define_asset_job(
     "deployment",

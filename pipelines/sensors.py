@@ -9,9 +9,9 @@ import dagster as dg
 
 from assets._dvc import ROOT
 from ssl_core import registry
-from ssl_core.artifacts import sha256_file
+from ssl_core.artifacts import sha256_file, sha256_json
 from ssl_core.config import Config, Paths, load
-from ssl_core.stages import monitor, trigger
+from ssl_core.stages import alert, monitor, repair, trigger, watch
 
 from . import jobs
 
@@ -20,36 +20,99 @@ def _config() -> Config:
     return load(ROOT / "params.yaml")
 
 
+def repair_key(request: trigger.Request) -> str:
+    """The request's key as the name of a folder."""
+    return request.key.replace(":", "-")
+
+
 def run_config(request: trigger.Request) -> dict:
-    """Configuration of the retrain job for one request."""
-    key = request.key.rpartition(":")[2]
-    return {"ops": {"collected": {"config": {"dates": list(request.dates), "key": key}}}}
+    """Configuration of the repair job for one request."""
+    about = {"dates": list(request.dates), "key": repair_key(request)}
+    return {"ops": {"repair": {"config": about}}}
 
 
 def ask(cursor: str | None) -> tuple[trigger.Request | None, str]:
-    """The request that is due, and the new cursor (day of the latest request)."""
+    """The request that is due, and the new cursor (day of the latest request).
+
+    A repair that could not begin, for want of labels, does not start the cooldown.
+    """
     cfg, paths = _config(), Paths(ROOT)
-    found = trigger.decide(
-        cfg.deploy, monitor.history(paths), registry.champion(paths.registry), cursor or ""
-    )
+    champion, last = registry.champion(paths.registry), cursor or ""
+    if last and champion and repair.waits(paths, f"{champion}-{last}"):
+        last = ""
+    found = trigger.decide(cfg.deploy, monitor.history(paths), champion, last)
     return found, found.key.rpartition(":")[2] if found else cursor or ""
 
 
+def run_key(cfg: Config, paths: Paths, request: trigger.Request) -> str:
+    """The request's key; with the labels' digest where an earlier run waits for more of them."""
+    if not repair.waits(paths, repair_key(request)):
+        return request.key
+    files = (ROOT / cfg.deploy.labels / f"{day}.csv" for day in request.dates)
+    return f"{request.key}:{sha256_json([sha256_file(f) for f in files if f.exists()])[:12]}"
+
+
 @dg.sensor(
-    job=jobs.retrain, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
+    job=jobs.repair, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
 )
 def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """One retraining when labels prove that the champion has lost accuracy."""
+    """One repair when labels prove that the champion has lost accuracy.
+
+    Retraining from raw images is its last rung, which ``full_chain`` starts.
+    """
     request, cursor = ask(context.cursor)
     if request is None:
         return dg.SkipReason("No proven harm to the champion outside the cooldown.")
     context.log.info("%s: %s", request.key, request.reason)
     run = dg.RunRequest(
-        run_key=request.key,
+        run_key=run_key(_config(), Paths(ROOT), request),
         run_config=run_config(request),
         tags={"headwater/cause": request.key, "headwater/days": ",".join(request.dates)},
     )
     return dg.SensorResult(run_requests=[run], cursor=cursor)
+
+
+@dg.sensor(
+    job=jobs.retrain, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
+)
+def full_chain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    """The whole chain, once per repair that found no cheaper rung."""
+    asked = repair.requests(Paths(ROOT))
+    done = int(context.cursor or 0)
+    runs = [
+        dg.RunRequest(
+            run_key=f"full:{d['key']}",
+            run_config={
+                "ops": {"collected": {"config": {"dates": d["dates"], "key": max(d["dates"])}}}
+            },
+            tags={"headwater/cause": d["key"], "headwater/days": ",".join(d["dates"])},
+        )
+        for d in asked[done:]
+    ]
+    return dg.SensorResult(run_requests=runs, cursor=str(len(asked)))
+
+
+@dg.sensor(
+    job=jobs.watch, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
+)
+def follow_up(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Shadows, approvals and the way back, whenever days, labels or decisions are new."""
+    cfg, paths = _config(), Paths(ROOT)
+    if not watch.open_matters(paths):
+        return dg.SkipReason("No shadow, no approved candidate and no champion under watch.")
+    now = watch.due(cfg, paths)
+    if now == context.cursor:
+        return dg.SkipReason("Nothing new since the last look.")
+    return dg.SensorResult(run_requests=[dg.RunRequest(run_key=now)], cursor=now)
+
+
+@dg.sensor(minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """Send alerts to deploy.alerts; what fails is tried again at the next tick."""
+    cfg = _config()
+    if not cfg.deploy.alerts:
+        return dg.SkipReason("deploy.alerts is empty.")
+    return dg.SkipReason(f"Alerts: {alert.run(cfg, Paths(ROOT))}")
 
 
 def _days(folder: Path, pattern: str) -> dict[str, Path]:

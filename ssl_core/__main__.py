@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import __version__
-from .config import Config, Paths, load
+from .commands import clean, config, diff, doctor, export, init, run, serve, status, trace
+from .commands._common import CHAIN, DEFAULT, Json, Params, Set
+from .commands._common import settings as _config
+from .commands._common import show as _print
 from .errors import HeadwaterError
 
-# Stages of the versioned chain, in order; dvc.yaml holds the same (a test compares them).
-CHAIN = {
-    "ingest": "read every source into one manifest; unreadable images are listed with a reason",
-    "validate": "check the manifest (Great Expectations) and the images; may block the chain",
-    "seed_embed": "features of a pinned encoder, for curation only",
-    "curate": "split without leaks, drop duplicates, balance clusters",
-    "shard": "write byte-deterministic WebDataset tars with an index",
-    "pretrain": "train the encoder without labels; continues after a crash",
-    "embed": "features of the new encoder",
-    "evaluate": "kNN, linear probe, RankMe beside random init, raw pixels and the seed encoder",
-    "promote": "make it champion if it is proven better and nowhere proven worse",
-}
-Params = Annotated[Path, typer.Option("--params", "-p", help="configuration file")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", "-s", help="override, e.g. -s pretrain.epochs=5")
-]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
-DEFAULT = Path("params.yaml")
+if TYPE_CHECKING:
+    from .config import Paths as _Paths
+
+__all__ = ["CHAIN", "app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,26 +30,18 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Own a self-supervised vision backbone: curate, pretrain, evaluate, promote, watch, "
     "retrain.\n\nExamples:\n\n    headwater ingest -s 'data.sources=[\"my/images\"]'\n\n"
-    "    headwater pretrain -s pretrain.method=dino\n\n    headwater monitor 2026-03-15 --json",
+    "    headwater pretrain -s pretrain.method=dino\n\n    headwater monitor 2026-03-15 --json\n\n"
+    "From a folder of pictures to a report: `headwater init FOLDER`, `headwater run`. "
+    "Exit codes: 0 done, 1 something to mend, 2 wrong usage. Completion of your shell: "
+    "`headwater --install-completion`.",
 )
 
 
-def _config(params: Path, changes: list[str] | None) -> Config:
-    import yaml
+def Paths() -> _Paths:
+    """Places of the project in the working directory; pydantic is imported only when asked."""
+    from .config import Paths as Places
 
-    pairs = [c.partition("=") for c in changes or []]
-    for key, sign, _ in pairs:
-        if not sign:
-            raise HeadwaterError(f"--set {key}", "is not key=value", "write e.g. pretrain.epochs=5")
-    return load(params, {k: yaml.safe_load(v) for k, _, v in pairs})
-
-
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result, indent=1, default=str))
-        return
-    for key, value in result.items():
-        print(f"{key:>24}  {value}")
+    return Places()
 
 
 def _stage(name: str) -> Any:
@@ -70,9 +52,14 @@ def _add(name: str, text: str) -> None:
     def command(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
         _print(_stage(name).run(_config(params, set_), Paths()), as_json)
 
-    app.command(name.replace("_", "-"), help=text[0].upper() + text[1:] + ".")(command)
+    sentence = text[0].upper() + text[1:] + "."
+    app.command(name.replace("_", "-"), help=sentence, rich_help_panel="Stages")(command)
 
 
+for _command in (init, run, status, doctor, trace, diff, export, serve, clean):
+    _name = _command.__name__.rpartition(".")[2]
+    app.command(_name)(_command.command)
+app.add_typer(config.app, name="config")
 for _name, _text in CHAIN.items():
     _add(_name, _text)
 
@@ -97,6 +84,35 @@ def predict(
 def monitor(date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
     """Compare one day with the reference: drift, and harm where labels have come."""
     _print(_stage("monitor").run(_config(params, set_), Paths(), date), as_json)
+
+
+@app.command()
+def request_labels(
+    date: Date,
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+    count: Annotated[int, typer.Option(help="how many images to label")] = 100,
+    take: Annotated[
+        Path | None, typer.Option(help="a filled-in sheet (CSV), to add to the day's labels")
+    ] = None,
+) -> None:
+    """Choose the images whose labels tell most about a day's accuracy; write a review sheet.
+
+    Open data/deploy/requests/date=DATE/sheet.html, name the images, download the CSV, then
+
+        headwater request-labels DATE --take Downloads/DATE.csv
+    """
+    stage = _stage("request_labels")
+    _print(stage.run(_config(params, set_), Paths(), date, count, take), as_json)
+
+
+@app.command()
+def diagnose(date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
+    """Say what changed on a day: classes, a new class, the camera, one source, or all images."""
+    found = _stage("diagnose").run(_config(params, set_), Paths(), date)
+    shown = {k: found[k] for k in ("cause", "text")}
+    _print(found if as_json else shown, as_json)
 
 
 @app.command()
@@ -186,19 +202,42 @@ def rollback(reason: Annotated[str, typer.Argument(help="why; kept in the log")]
     print(f"champion is {name}. Record it: dvc commit -f promote")
 
 
-@app.command("config")
-def show_config(
+@app.command("repair")
+def repair_(
+    dates: Annotated[list[str], typer.Argument(help="harmed days, YYYY-MM-DD ...")],
     params: Params = DEFAULT,
     set_: Set = None,
-    schema: Annotated[bool, typer.Option(help="print the JSON schema for editors")] = False,
+    as_json: Json = False,
+    key: Annotated[str, typer.Option(help="name of this repair; empty: champion and day")] = "",
 ) -> None:
-    """Show the whole configuration with defaults."""
-    value = (
-        Config.model_json_schema()
-        if schema
-        else _config(params, set_).model_dump(mode="json", by_alias=True)
-    )
-    print(json.dumps(value, indent=1))
+    """Climb the repair ladder: the cheapest rung that passes the gate becomes champion."""
+    found = _stage("repair").run(_config(params, set_), Paths(), dates, key)
+    _print(found if as_json else {k: v for k, v in found.items() if k != "rungs"}, as_json)
+
+
+@app.command()
+def watch(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
+    """Settle approvals and shadows, and roll back a new champion that labels prove worse."""
+    _print(_stage("watch").run(_config(params, set_), Paths()), as_json)
+
+
+@app.command()
+def approve(
+    model: Annotated[str, typer.Argument(help="id of the candidate")],
+    reason: Annotated[str, typer.Argument(help="who and why; kept in the log")],
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Let a repaired model that waits for approval go on."""
+    _stage("watch").approve(Paths(), model, reason)
+    _print(_stage("watch").run(_config(params, set_), Paths()), as_json)
+
+
+@app.command()
+def alert(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
+    """Send what happened since the last call to the addresses of deploy.alerts."""
+    _print(_stage("alert").run(_config(params, set_), Paths()), as_json)
 
 
 @app.command()
@@ -208,12 +247,17 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command; a HeadwaterError prints without a traceback and exits with 2."""
+    """Run the command: 0 done, 1 the user has to mend something, 2 wrong usage.
+
+    A HeadwaterError prints without a traceback; ``headwater run`` reads it from the events.
+    """
     try:
         app()
     except HeadwaterError as error:
         print(f"headwater: {error}", file=sys.stderr)
-        sys.exit(2)
+        if path := os.environ.get("HEADWATER_EVENTS"):
+            run.note(path, error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

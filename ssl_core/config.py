@@ -122,8 +122,21 @@ class Pretrain(Section):
     weight_decay: float | None = None
     warmup: float = 0.1  # share of all steps
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    processes: int = 1  # torchrun workers on this machine
-    checkpoint_steps: int = 50
+    # One step sees batch_size images so many times, on every rank: for batches beyond memory.
+    accumulate: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1)  # torchrun workers on this machine
+    # Machines that run this same command on a shared file system: "4", or "2:4" if some may go.
+    nodes: str = Field(default="1", pattern=r"^[1-9]\d*(:[1-9]\d*)?$", coerce_numbers_to_str=True)
+    # Where they meet, host:port of one of them; empty: MASTER_ADDR and MASTER_PORT.
+    rendezvous: str = ""
+    restarts: int = Field(default=3, ge=0)  # of all ranks after one died, under torchrun
+    # fsdp: weights, teacher and optimiser are spread over the ranks, for models beyond memory.
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    # Where views are made: on the device in the step, by CPU threads ahead of it, or whichever a
+    # run's first steps find faster. Choices are the same; a GPU's pixels differ by a grey level.
+    augment: Literal["auto", "device", "workers"] = "auto"
+    checkpoint_steps: int = Field(default=50, ge=1)
+    export: Literal["last", "best"] = "last"  # best: largest smoothed rank of features (RankMe)
     init: str = ""  # folder with a checkpoint to start from; empty: random
     before: Before = Before()
     sam: Sam = Sam()
@@ -164,13 +177,64 @@ class Deploy(Section):
     incoming: str = "data/deploy/incoming"
     labels: str = "data/deploy/labels"
     detectors: tuple[str, ...] = ("mmd", "domain_classifier")
-    # Chance of a false drift alarm per partition over all detectors together.
-    alpha: float = 0.01
-    permutations: int = 499
+    # Chance of any false drift alarm within a year, over all looks and detectors together.
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    permutations: int = Field(default=499, ge=19)  # 20 times as many where none is as extreme
+    # Regular expression on the path within the day; what it captures (patient, camera, series)
+    # names a group of images that are not independent of each other. Empty: each by itself.
+    group: str = ""
+    # What is exchangeable while nothing changes: "image" (or group), or "day" where days differ by
+    # themselves: then evidence needs weeks of earlier days, and the reference is left out.
+    unit: Literal["image", "day"] = "image"
+    # "weekday" or "month": compare with earlier days of the same one only, not the reference.
+    season: Literal["", "weekday", "month"] = ""
+    # Days or periods (2026-12-20..2027-01-06) that are neither judged for drift nor remembered.
+    pause: tuple[str, ...] = ()
     reference: int = 400  # images of the held-out split that stand for normal, one per group
     min_drop: float = 0.05  # accuracy loss (lower bound) that counts as harm
+    # Chance that harm is ever claimed of a model that does none, however often labels are looked at.
+    harm_alpha: float = Field(default=0.05, gt=0, lt=1)
+    # Guesses of accuracy without labels (files in harm/): shown, and asking for labels, no more.
+    estimators: tuple[str, ...] = ("atc", "doc", "cbpe", "average_confidence")
     min_labels: int = 30
     cooldown_days: int = 20
+    # Who is told of drift, harm, promotion and rollback: https://..., mailto:someone@example.org,
+    # or env:NAME for an address that is itself a secret.
+    alerts: tuple[str, ...] = ()
+
+
+class Repair(Section):
+    """What is tried when labels prove harm: the cheapest rung that passes the gate is taken."""
+
+    # Files in ssl_core/repair/, in this order.
+    rungs: tuple[str, ...] = (
+        "nothing",
+        "fix_data",
+        "recalibrate",
+        "reweight",
+        "refit_head",
+        "lp_ft",
+        "lora",
+        "continued_ssl",
+        "full",
+    )
+    # What has to come back: the share of right answers, or 1 - Brier score (calibration counts).
+    metric: Literal["accuracy", "brier"] = "accuracy"
+    held_out: float = Field(default=0.5, gt=0, lt=1)  # share of fresh groups that judge, by hash
+    regain: float = Field(default=0.5, ge=0, le=1)  # share of the loss that has to come back
+    mix: float = Field(default=0.5, gt=0, lt=1)  # share of fresh images in what is learned from
+    steps: int = Field(default=300, ge=1)  # of LP-FT and LoRA
+    lr: float = Field(default=3e-4, gt=0)  # of both
+    rank: int = Field(default=8, ge=1)  # of LoRA
+    ssl_epochs: float = Field(default=5, gt=0)
+    ssl_lr: float = Field(default=0.1, gt=0, le=0.1)  # share of pretraining's
+    max_seconds: float = Field(default=6 * 3600, gt=0)  # of a whole repair on this device
+    max_labels: int = Field(default=0, ge=0)  # fresh labels used at most; 0: all there are
+    per_week: int = Field(default=2, ge=1)  # repairs at most, in days of data
+    approval: bool = False  # wait for `headwater approve ID`
+    shadow_days: int = Field(default=0, ge=0)  # days a candidate answers beside the champion first
+    shadow_unlabelled: Literal["wait", "pass"] = "wait"  # if no labels come for these days
+    watch_days: int = Field(default=28, ge=0)  # after a promotion; labels may send it back
 
 
 class Arm(Section):
@@ -204,8 +268,8 @@ class Bench(Section):
         Arm(method="contrastive", name="contrastive-swd", changes={"options": {"loss": "swd"}}),
     )
     seeds: int = Field(default=3, ge=1)
-    teraflops: float = Field(default=2.5, gt=0)  # of each training
-    fine_tune_steps: int = Field(default=400, ge=0)  # from the linear probe on; 0: none
+    teraflops: float = Field(default=1.5, gt=0)  # of each training
+    fine_tune_steps: int = Field(default=300, ge=0)  # from the linear probe on; 0: none
     backbone: str = "vit_tiny_patch16_224"
     backbone_args: dict[str, Any] = {
         "img_size": 32,
@@ -236,6 +300,7 @@ class Config(Section):
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
     deploy: Deploy = Deploy()
+    repair: Repair = Repair()
     seeds: Seeds = Seeds()
     bench: Bench = Bench()
 
@@ -303,6 +368,7 @@ class Paths:
         self.deploy = self.root / "data/deploy"
         self.predictions = self.deploy / "predictions"
         self.monitor = self.deploy / "monitor"
+        self.repair = self.deploy / "repair"
         self.collected = self.root / "data/collected"
         self.runs = self.root / "runs"  # work in progress, never versioned
         self.reports = self.root / "reports"

@@ -28,7 +28,8 @@ def world() -> int:
 def setup(device: torch.device) -> None:
     """Join the group torchrun describes in the environment; does nothing for one process."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not td.is_initialized():
-        td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # Gloo in both cases: counters and checkpoints are agreed upon on the host.
+        td.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def teardown() -> None:
@@ -41,6 +42,33 @@ def barrier() -> None:
     """Wait until all ranks are here."""
     if active():
         td.barrier()
+
+
+def largest(value: int) -> int:
+    """The largest ``value`` of all ranks."""
+    box = torch.tensor(value)
+    if active():
+        td.all_reduce(box, td.ReduceOp.MAX)
+    return int(box)
+
+
+def of_first(value: int) -> int:
+    """The ``value`` of rank 0."""
+    box = torch.tensor(value)
+    if active():
+        td.broadcast(box, 0)
+    return int(box)
+
+
+def is_sharded(x: Any) -> bool:
+    """Whether ``x`` is a DTensor (whose module takes seconds to import)."""
+    return hasattr(x, "full_tensor")
+
+
+def whole(x: Tensor) -> Tensor:
+    """``x``, gathered if it is sharded over ranks: then all of them must call this."""
+    full: Tensor = x.full_tensor() if is_sharded(x) else x  # type: ignore[attr-defined, operator]
+    return full
 
 
 class _Gather(torch.autograd.Function):

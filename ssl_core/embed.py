@@ -17,7 +17,7 @@ from . import models
 from .artifacts import atomic_file, read_json, write_json
 from .errors import HeadwaterError
 from .job import device, use_bf16
-from .shards import ShardReader
+from .reader import ShardReader
 from .types import Array, Embeddings
 
 INDEX = ["split", "key", "label", "group", "source"]

@@ -6,7 +6,7 @@ A head that starts at random would first distort the features, and short budgets
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from . import models
 from .augment import Augmenter
-from .job import device, learning_rate, parameter_groups
-from .shards import ShardReader
+from .job import device
+from .optim import learning_rate, parameter_groups
+from .reader import ShardReader
 from .types import Array, Labels, View
 
 WARMUP, SMOOTHING, DECAY = 0.1, 0.1, 0.05
@@ -29,11 +30,13 @@ class Budget:
     """How long and how fast. ``lr`` is for this batch size."""
 
     steps: int = 400
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 3e-4
 
 
-class _Classifier(nn.Module):
+class Classifier(nn.Module):
+    """An encoder with a linear head on its pooled features."""
+
     def __init__(self, encoder: models.Encoder, weight: Array, bias: Array) -> None:
         super().__init__()
         self.encoder, self.head = encoder, nn.Linear(encoder.embed_dim, len(bias))
@@ -42,8 +45,61 @@ class _Classifier(nn.Module):
             self.head.bias.copy_(torch.from_numpy(bias))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, classes)."""
         out: Tensor = self.head(self.encoder(x).pooled)
         return out
+
+
+class Source(Protocol):
+    """Where images come from: squares of ``side``, as a ShardReader gives them."""
+
+    side: int
+    channels: int
+
+    def take(self, rows: Rows) -> Tensor:
+        """Rows (B,) -> uint8 (B, C, S, S)."""
+        ...
+
+
+def fit(
+    encoder: models.Encoder,
+    head: tuple[Array, Array],
+    source: Source,
+    labels: Labels,
+    rows: Rows,
+    budget: Budget,
+    seed: int,
+    colour: tuple[models.Colour, models.Colour] | None = None,
+) -> Classifier:
+    """Train encoder and head on rows of ``source``; what needs no gradient stays as it is.
+
+    Args:
+        encoder: changed by the call.
+        head: weight (C, D) and bias (C,) on the encoder's features, as fitted to ``rows``.
+        labels: (N,) the head's class of each of the source's rows; those of ``rows`` count.
+        rows: what batches are drawn from; a row named twice is drawn twice as often.
+        colour: mean and standard deviation of the encoder's inputs; None: our own encoders'.
+    """
+    torch.manual_seed(seed)
+    net = Classifier(encoder, *head).to(device()).train()
+    colour = colour or models.normalisation(source.channels)
+    groups = parameter_groups(net, DECAY)
+    optimizer = torch.optim.AdamW(groups, lr=budget.lr, fused=True)
+    view = View(source.side, (0.5, 1.0), jitter=(0.2, 0.2, 0.2, 0.0), jitter_p=0.5)
+    augment, rng = Augmenter([view], *colour), np.random.default_rng(seed)
+    generator = torch.Generator(device()).manual_seed(seed)
+    for step in range(budget.steps):
+        drawn = rng.choice(rows, min(budget.batch_size, len(rows)), replace=False)
+        (x,) = augment(source.take(drawn).to(device()), generator)
+        target = torch.from_numpy(labels[drawn]).to(device())
+        loss = F.cross_entropy(net(x), target, label_smoothing=SMOOTHING)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, budget.steps, budget.lr, WARMUP)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 3.0)
+        optimizer.step()
+    return net.eval()
 
 
 def predict(
@@ -63,26 +119,8 @@ def predict(
         head: weight (C, D) and bias (C,) on the encoder's features, as fitted to rows ``train``.
         labels: (N,) the head's class of each of the reader's rows; those of ``train`` count.
     """
-    torch.manual_seed(seed)
-    net = _Classifier(encoder, *head).to(device()).train()
-    colour = models.normalisation(reader.channels)
-    groups = parameter_groups(net, DECAY)
-    optimizer = torch.optim.AdamW(groups, lr=budget.lr, fused=True)
-    view = View(reader.side, (0.5, 1.0), jitter=(0.2, 0.2, 0.2, 0.0), jitter_p=0.5)
-    augment, rng = Augmenter([view], *colour), np.random.default_rng(seed)
-    generator = torch.Generator(device()).manual_seed(seed)
-    for step in range(budget.steps):
-        rows = rng.choice(train, min(budget.batch_size, len(train)), replace=False)
-        (x,) = augment(reader.take(rows).to(device()), generator)
-        target = torch.from_numpy(labels[rows]).to(device())
-        loss = F.cross_entropy(net(x), target, label_smoothing=SMOOTHING)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, budget.steps, budget.lr, WARMUP)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 3.0)
-        optimizer.step()
-    return _name(net.eval(), reader, test, colour)
+    net = fit(encoder, head, reader, labels, train, budget, seed)
+    return _name(net, reader, test, models.normalisation(reader.channels))
 
 
 @torch.inference_mode()

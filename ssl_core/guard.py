@@ -22,6 +22,7 @@ FLAT = 1e-3  # spread of features over their size: a random ViT has 0.05 and mor
 THIN = 1.2  # effective rank of centred features; one direction alone gives 1
 NEAR = 2e-4  # relative distance of the loss from chance
 CALM = 0.5  # share of the steps before the loss is judged: many methods start at chance
+SMOOTH = 0.8  # how much of the measure of former looks stays
 
 
 class Trouble(Exception):
@@ -58,14 +59,26 @@ class Guard:
     bad: int = 0  # steps in a row without a finite gradient
     flat: int = 0  # looks in a row
     chance: int = 0
+    rank: float = 0.0  # smoothed effective rank of the features
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, float]:
         """What a checkpoint keeps, so that a resumed run decides alike."""
-        return {"bad": self.bad, "flat": self.flat, "chance": self.chance}
+        return {"bad": self.bad, "flat": self.flat, "chance": self.chance, "rank": self.rank}
 
-    def load(self, state: dict[str, int]) -> None:
+    def load(self, state: dict[str, float]) -> None:
         """Undo :meth:`state`."""
-        self.bad, self.flat, self.chance = state["bad"], state["flat"], state["chance"]
+        self.bad, self.flat, self.chance = (int(state[k]) for k in ("bad", "flat", "chance"))
+        self.rank = state["rank"]
+
+    def measure(self, step: int) -> float | None:
+        """How good the encoder is after ``step``, without labels: the larger the better.
+
+        The effective rank of its features (RankMe, arXiv 2210.02885), smoothed over looks. Not
+        the loss: temperatures, teachers and masks move while it is measured, and a collapsed
+        encoder can have the lowest. None in the first half, where an encoder that has hardly
+        been trained may have features of a higher rank than it ever has again.
+        """
+        return self.rank if self.rank and step >= CALM * self.steps else None
 
     @property
     def healthy(self) -> bool:
@@ -91,6 +104,8 @@ class Guard:
             Trouble: collapsed, or the loss at chance, for the last ``PATIENCE`` looks.
         """
         relative, rank = spread(features)
+        if math.isfinite(rank):
+            self.rank = SMOOTH * self.rank + (1 - SMOOTH) * rank if self.rank else rank
         self.flat = self.flat + 1 if relative < FLAT or rank < THIN else 0
         if self.flat >= PATIENCE:
             rule = (

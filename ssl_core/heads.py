@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +53,42 @@ class PrototypeHead(nn.Module):
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """``frozen`` gives the prototypes a zero gradient (early training)."""
-        # Not a plain detach: DDP waits for a gradient of every parameter.
-        own = self.prototypes
-        weight = own.detach() + 0 * own if frozen else own
-        return F.linear(F.normalize(self.mlp(x), dim=-1), F.normalize(weight, dim=-1))
+        unit = F.normalize(self.mlp(x), dim=-1)
+        if torch.is_autocast_enabled(unit.device.type):
+            unit = unit.to(torch.get_autocast_dtype(unit.device.type))
+        flat = unit.flatten(0, -2)
+        logits: Tensor = _Cosines.apply(flat, self.prototypes, frozen)  # type: ignore[no-untyped-call]
+        return logits.unflatten(0, unit.shape[:-1])
+
+
+class _Cosines(torch.autograd.Function):
+    """Products of rows with unit prototypes: x (N, d), w (K, d) -> x @ (w / |w|)^T, (N, K).
+
+    As ``F.linear(x, F.normalize(w))``, but K x d tensors, of which DINO's 65,536 prototypes make
+    67 MB each, are read once to measure them and written once for the gradient; the divisions
+    are by column of the much smaller logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, frozen: bool) -> Tensor:
+        length = torch.linalg.vector_norm(weight, dim=1).clamp_min(1e-12)  # (K,)
+        logits = (x @ weight.to(x.dtype).T).div_(length)
+        ctx.save_for_backward(x, weight, length, logits)
+        ctx.frozen = frozen
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, length, logits = ctx.saved_tensors
+        grad = (grads[0] / length).to(x.dtype)  # (N, K)
+        to_x = grad @ weight.to(x.dtype)
+        if ctx.frozen:  # not None: DDP waits for a gradient of every parameter
+            return to_x, torch.zeros_like(weight), None
+        # The gradient's part along w goes: d/dw (x.w/|w|) = (x - cosine * w/|w|) / |w|.
+        along = (grad * logits).sum(0, dtype=length.dtype) / length  # (K,)
+        to_w = weight * along.neg_().unsqueeze(1)
+        same = x.dtype == to_w.dtype
+        return to_x, to_w.addmm_(grad.T, x) if same else to_w.add_(grad.T @ x), None
 
 
 def sincos_positions(grid: tuple[int, int], dim: int) -> Tensor:
@@ -82,24 +115,47 @@ class MaskedDecoder(nn.Module):
         self, width: int, dim: int, depth: int, heads: int, grid: tuple[int, int], out: int
     ) -> None:
         super().__init__()
-        from timm.models.vision_transformer import Block
+        from .packed import PackedBlock
 
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer("positions", sincos_positions(grid, dim), persistent=False)
-        self.blocks = nn.Sequential(*[Block(dim, heads, qkv_bias=True) for _ in range(depth)])
+        self.blocks = nn.Sequential(*[PackedBlock(dim, heads, qkv_bias=True) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim)
         self.predict = nn.Linear(dim, out)
 
-    def forward(self, cls: Tensor | None, kept: Tensor, keep: Tensor) -> Tensor:
-        """``cls`` (B, D) or None, ``kept`` (B, K, D) at patches ``keep`` (B, K) -> (B, L, out)."""
+    def forward(
+        self, cls: Tensor | None, kept: Tensor, keep: Tensor, hidden: Tensor | None = None
+    ) -> Tensor:
+        """``cls`` (B, D) or None, ``kept`` (B, K, D) at patches ``keep`` (B, K) -> (B, L, out).
+
+        With ``hidden`` (B, M) only these patches are predicted, (B, M, out): the last block then
+        computes no other.
+        """
         tokens = self.embed(kept)  # (B, K, D) -> (B, K, dim)
         batch, length = len(tokens), len(self.positions)
-        index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+        index = _over(keep, tokens)
         full = self.mask_token.to(tokens.dtype).expand(batch, length, -1)
         full = full.scatter(1, index, tokens) + self.positions  # (B, L, dim)
         if cls is not None:
             full = torch.cat([self.embed(cls).unsqueeze(1).to(full.dtype), full], dim=1)
-        out: Tensor = self.predict(self.norm(self.blocks(full)))
-        return out[:, -length:]
+        if hidden is None or not len(self.blocks):
+            every = cast(Tensor, self.predict(self.norm(self.blocks(full))))[:, -length:]
+            return every if hidden is None else every.gather(1, _over(hidden, every))
+        some = self._last(full, hidden + (full.shape[1] - length))
+        return cast(Tensor, self.predict(self.norm(some)))
+
+    def _last(self, full: Tensor, at: Tensor) -> Tensor:
+        """All blocks, the last for tokens ``at`` (B, M) only: (B, N, dim) -> (B, M, dim)."""
+        from . import packed
+
+        batch, length = full.shape[:2]
+        rows = (at + length * torch.arange(batch, device=at.device).unsqueeze(1)).flatten()
+        plan = packed.Plan(((batch, length),), rows)
+        return packed.run(self.blocks, full.flatten(0, 1), plan).unflatten(0, at.shape)
+
+
+def _over(index: Tensor, values: Tensor) -> Tensor:
+    """(B, M) -> (B, M, D), to gather whole rows of (B, L, D)."""
+    return index.unsqueeze(-1).expand(-1, -1, values.shape[-1])

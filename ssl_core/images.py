@@ -23,17 +23,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from . import bands
-from .errors import HeadwaterError
+from . import bands, s3
 
 Pixels = NDArray[np.uint8]
-S3 = "s3://"
 TAR = ".tar::"  # where a ref into a tar is cut
 MAX_BYTES = 512 * 2**20  # of one file
 MAX_PIXELS = 2**29  # backstop where no limit is given: 1.5 GiB as RGB
@@ -112,7 +109,7 @@ def read_bytes(ref: str, root: Path) -> bytes:
         Reject: missing, unsafe, too large or not a regular file.
         HeadwaterError: S3 does not answer, or there is no such bucket.
     """
-    if ref.startswith(S3):
+    if ref.startswith(s3.SCHEME):
         return _read_s3(ref)
     member = split_tar(ref)
     path = member[0] if member else ref
@@ -207,69 +204,16 @@ def _read_member(path: Path, name: str) -> bytes:
 # ---- S3 ----------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=4)
-def _client(endpoint: str, region: str) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=5,
-        read_timeout=30,
-        max_pool_connections=32,
-        retries={"max_attempts": 3, "mode": "standard"},
-    )
-    session = boto3.session.Session()  # the default session is not safe among threads
-    region = session.region_name or region
-    return session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
-
-
-_CLIENT_LOCK = threading.Lock()
-
-
-def s3_client() -> Any:
-    """A boto3 client, shared by threads; honours AWS_ENDPOINT_URL and the usual variables."""
-    with _CLIENT_LOCK, s3_errors("S3"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        return _client(endpoint, "us-east-1")
-
-
-def split_s3(ref: str) -> tuple[str, str]:
-    """``s3://bucket/key`` -> (bucket, key)."""
-    bucket, _, key = ref.removeprefix(S3).partition("/")
-    return bucket, key
-
-
-@contextlib.contextmanager
-def s3_errors(ref: str) -> Iterator[None]:
-    """Turn boto's errors into a reject (this object is gone) or an error (S3 itself is)."""
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-    try:
-        yield
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code in ("NoSuchKey", "404"):
-            raise Reject("missing-file", "no such object") from None
-        if code == "NoSuchBucket":
-            rule = "its bucket does not exist"
-            raise HeadwaterError(ref, rule, "check data.sources and AWS_ENDPOINT_URL") from None
-        fix = "check the AWS_* credentials and their rights"
-        raise HeadwaterError(ref, f"S3 refused ({code})", fix) from None
-    except NoCredentialsError:
-        fix = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        raise HeadwaterError(ref, "no S3 credentials were found", fix) from None
-    except BotoCoreError as error:
-        fix = "check that it runs and that AWS_ENDPOINT_URL is right, then run again"
-        raise HeadwaterError(ref, f"S3 does not answer ({error})", fix) from None
-
-
 def _read_s3(ref: str) -> bytes:
-    bucket, key = split_s3(ref)
-    client = s3_client()
-    with s3_errors(ref):
-        answer = client.get_object(Bucket=bucket, Key=key)
-        require_size(int(answer["ContentLength"]))
-        return bytes(answer["Body"].read())
+    bucket, key = s3.split(ref)
+    client = s3.client()
+    try:
+        with s3.errors(ref):
+            answer = client.get_object(Bucket=bucket, Key=key)
+            require_size(int(answer["ContentLength"]))
+            return bytes(answer["Body"].read())
+    except s3.Missing:
+        raise Reject("missing-file", "no such object") from None
 
 
 # ---- judging and decoding ----------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,16 +13,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints, dist, models, plugins
+from . import accumulation, checkpoints, dist, distribute, models, optim, plugins
 from .artifacts import read_json, read_lines, sha256_json
 from .augment import Augmenter
+from .checkpoints import Note
 from .config import Config, Pretrain
 from .errors import HeadwaterError
 from .guard import Guard
-from .shards import ShardReader
+from .reader import ShardReader
+from .telemetry import FILE, Telemetry
 from .types import Labels, Task, View
 
 ROLLBACKS, WEIGHTS = "rollbacks.jsonl", "weights.npy"  # in the work folder
+OPTIMIZER = "optimizer."  # begins the names of its tensors in a checkpoint
 KNOB = "change pretrain.options"  # where a method has no advice of its own
 
 
@@ -55,23 +58,6 @@ def _gains(encoder: models.Encoder, views: list[View]) -> bool:
     return not encoder.is_vit and min(view.size for view in views) >= encoder.stride
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear warm-up over a share of the steps, then cosine to zero."""
-    ramp = max(1, round(warmup * steps))
-    if step < ramp:
-        return peak * (step + 1) / ramp
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases, norms and other 1-D parameters are not decayed."""
-    live = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in live if p.ndim > 1], "weight_decay": weight_decay, "decays": True},
-        {"params": [p for p in live if p.ndim <= 1], "weight_decay": 0.0, "decays": False},
-    ]
-
-
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed for one step of one rank."""
     return int(sha256_json([seed, step, rank])[:15], 16)
@@ -84,6 +70,7 @@ class Run:
     cfg: Config
     work: Path
     method: nn.Module
+    model: nn.Module  # what to call for a step: the method, or what keeps the ranks together
     options: Any  # the method's Config
     optimizer: torch.optim.Optimizer
     reader: ShardReader
@@ -91,31 +78,63 @@ class Run:
     weights: Tensor | None  # (N,) float32 for rwSAM
     augment: Augmenter
     device: torch.device
+    batch: int  # images of a step, over all ranks
     steps: int
     peak: float
     guard: Guard
     bf16: bool  # autocast is on
+    by_parts: bool  # gradients of parts of the batch may be added up
+    offset: int = 0  # images before step 0: less than a batch, if it had another size once
     factor: float = 1.0  # of the learning rate: halved each time training had to go back
     features: Tensor | None = None  # (B, D) of the encoder's last pass
+    telemetry: Telemetry = field(default_factory=lambda: Telemetry(torch.device("cpu")))
 
-    def state(self) -> dict[str, Any]:
+    def samples(self, step: int) -> int:
+        """Images consumed before ``step``."""
+        return self.offset + step * self.batch
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the method's and the optimiser's, by name."""
+        state = optim.state(self.optimizer, self.method)
+        return self._weights() | {OPTIMIZER + k: v for k, v in state.items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"method.{k}": v for k, v in self.method.state_dict().items()}
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What a checkpoint's note says after ``step``."""
         return {
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "healthy": self.guard.healthy,
+            "measure": self.guard.measure(step),
             "guard": self.guard.state(),
+            "batch": self.batch,
         }
 
-    def restore(self) -> int:
-        """Load the newest whole checkpoint; returns the step to do next."""
+    def restore(self, healthy: bool = False) -> tuple[int, Note | None]:
+        """Load the newest whole checkpoint; returns the step to do next, and its note.
+
+        The number of images counts, not of steps: with batches of another size (by option or
+        by the number of ranks) training goes on at the same image, and steps are those of the
+        new size from the beginning on, so that schedules stand at the same share of the whole.
+        """
         self.factor = 0.5 ** len(read_lines(self.work / ROLLBACKS))
-        found = checkpoints.latest(self.work)
-        if found is None:
-            return 0
-        step, state = found
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.guard.load(state["guard"])
-        return step
+        found = checkpoints.latest(self.work, healthy) if dist.rank() == 0 else None
+        samples = dist.of_first(-1 if found is None else found.samples)
+        if samples < 0:
+            return 0, None
+        note = checkpoints.at(self.work, samples)
+        self.load(note)
+        self.guard.load(note.facts["guard"])
+        step, self.offset = divmod(samples, self.batch)
+        return step, note
+
+    def load(self, note: Note) -> None:
+        """The tensors of a checkpoint."""
+        shapes = {
+            k.removeprefix(OPTIMIZER): v for k, v in note.shapes.items() if k.startswith(OPTIMIZER)
+        }
+        state = optim.prepare(self.optimizer, self.method, shapes)
+        checkpoints.load(note, self._weights() | {OPTIMIZER + k: v for k, v in state.items()})
 
 
 def options(p: Pretrain) -> Any:
@@ -131,47 +150,65 @@ def options(p: Pretrain) -> Any:
 
 
 def build(cfg: Config, shards: Path, work: Path) -> Run:
-    """Method, optimiser, reader and augmentation from the configuration."""
+    """Method, optimiser, reader and augmentation from the configuration.
+
+    Raises:
+        HeadwaterError: options that do not go together, or with the images.
+    """
     p, dev = cfg.pretrain, device()
     torch.manual_seed(cfg.seed)
     plugin, chosen = plugins.load("methods", p.method), options(p)
     encoder = models.load(Path(p.init)) if p.init else models.create(p.backbone, p.backbone_args)
-    rank, world = dist.rank(), dist.world()
-    reader = ShardReader(shards, "train", p.image_size, cfg.seed, rank, world)
+    reader = ShardReader(shards, "train", p.image_size, cfg.seed, dist.rank(), dist.world())
     models.require_channels(encoder, reader.channels)
     classes = read_json(shards / "index.json")["classes"]
-    labels = torch.from_numpy(_codes(reader, classes))
-    batch = p.batch_size * world
+    batch = p.batch_size * dist.world() * p.accumulate
     steps = max(1, round(p.epochs * len(reader) / batch))
-    # Channels last is what convolutions are fastest in (282 against 219 views/s, ResNet-10t).
-    form = torch.preserve_format if encoder.is_vit else torch.channels_last
-    task = Task(p.crop_size, steps, len(classes))
-    method = plugin.Method(encoder, chosen, task).to(dev, memory_format=form)
-    if dev.type == "cuda":
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method = plugin.Method(encoder, chosen, Task(p.crop_size, steps, len(classes)))
     peak = (chosen.lr if p.lr is None else p.lr) * batch / 256
-    optimizer = _optimizer(method, p, chosen, peak)
-    augment = Augmenter(method.views, *models.normalisation(reader.channels))
-    guard = Guard(steps, getattr(plugin, "KNOB", KNOB))
-    weights = _weights(p, method, work)
+    model, optimizer = _place(method, plugin, p, chosen, peak)
     run = Run(
-        cfg,
-        work,
-        method,
-        chosen,
-        optimizer,
-        reader,
-        labels,
-        weights,
-        augment,
-        dev,
-        steps,
-        peak,
-        guard,
-        use_bf16(p.precision, dev, _gains(encoder, method.views)),
+        cfg=cfg,
+        work=work,
+        method=method,
+        model=model,
+        options=chosen,
+        optimizer=optimizer,
+        reader=reader,
+        labels=torch.from_numpy(_codes(reader, classes)),
+        weights=_weights(p, method, work),
+        augment=Augmenter(method.views, *models.normalisation(reader.channels)),
+        device=dev,
+        batch=batch,
+        steps=steps,
+        peak=peak,
+        guard=Guard(steps, getattr(plugin, "KNOB", KNOB)),
+        bf16=(bf16 := use_bf16(p.precision, dev, _gains(encoder, method.views))),
+        by_parts=accumulation.by_parts(plugin),
+        telemetry=Telemetry(dev, work / FILE if dist.rank() == 0 else None, bf16),
     )
     encoder.register_forward_hook(lambda _m, _i, out: setattr(run, "features", out.pooled.detach()))
     return run
+
+
+def _place(
+    method: nn.Module, plugin: ModuleType, p: Pretrain, chosen: Any, peak: float
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Put the method onto its device, laid out over the ranks; what to call, and its optimiser."""
+    encoder: models.Encoder = method.encoder  # type: ignore[assignment]
+    distribute.require_fit(p.parallel, chosen.optimizer, p.sam.radius, encoder.is_vit)
+    if p.accumulate > 1:
+        accumulation.require_exact(plugin, method, p.parallel)
+        if not accumulation.by_parts(plugin):
+            accumulation.run_by_parts(encoder, p.accumulate)
+    # Channels last is what convolutions are fastest in (282 against 219 views/s, ResNet-10t).
+    form = torch.preserve_format if encoder.is_vit else torch.channels_last
+    method.to(device(), memory_format=form)  # type: ignore[call-overload]
+    if device().type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(method)  # children in place
+    model = distribute.wrap(method, p.parallel, device())
+    decay = chosen.weight_decay if p.weight_decay is None else p.weight_decay
+    return model, optim.create(method, chosen.optimizer, peak, decay, chosen.betas)
 
 
 def _codes(reader: ShardReader, classes: list[str]) -> Labels:
@@ -190,15 +227,3 @@ def _weights(p: Pretrain, method: nn.Module, work: Path) -> Tensor | None:
             "set pretrain.sam.alpha: 0 (plain SAM), or another method",
         )
     return torch.from_numpy(np.load(path))
-
-
-def _optimizer(method: nn.Module, p: Pretrain, chosen: Any, lr: float) -> torch.optim.Optimizer:
-    decay = chosen.weight_decay if p.weight_decay is None else p.weight_decay
-    groups = parameter_groups(method, decay)
-    if chosen.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=chosen.betas, fused=True)
-    if chosen.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=chosen.betas[0])
-    from timm.optim.lars import Lars  # arXiv 1708.03888; it leaves undecayed parameters unscaled
-
-    return Lars(groups, lr=lr, momentum=chosen.betas[0])

@@ -11,10 +11,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import stems
 from .artifacts import atomic_file, read_json, sha256_file, write_json
@@ -32,10 +33,35 @@ Colour = tuple[float, ...]
 
 
 class EncoderOutput(NamedTuple):
-    """``cls`` (B, D)|None; ``patch`` (B, h, w, D), with ``keep`` (B, K, D); ``pooled`` (B, D)."""
+    """``cls`` (B, D)|None; ``patch`` (B, h, w, D), with ``keep`` (B, K, D); ``pooled`` (B, D).
+
+    With ``need="pooled"`` there is no ``patch`` (None); with a mask as ``need`` it is (M, D).
+    """
 
     cls: Tensor | None
-    patch: Tensor
+    patch: Tensor  # None where it is not needed
+    pooled: Tensor
+
+
+# What of the output is used: everything; pooled features only; or pooled features and the
+# patches at the M true entries of a mask (B, L), best on the CPU (no waiting for the device).
+Need = Literal["all", "pooled"] | Tensor
+
+
+class Crops(NamedTuple):
+    """One group of images of equal size: the arguments of :class:`Encoder`'s forward."""
+
+    images: Tensor  # (B, C, H, W)
+    keep: Tensor | None = None
+    mask: Tensor | None = None
+    token: Tensor | None = None
+    need: Need = "all"
+
+
+class PackedOutput(NamedTuple):
+    """``parts``: the output of each group; ``pooled``: those of all, (sum of B, D)."""
+
+    parts: list[EncoderOutput]
     pooled: Tensor
 
 
@@ -57,32 +83,66 @@ class Encoder(nn.Module):
         self.stride = _stride(model)
         self.channels = int(self.args.get("in_chans", 3))
         self.overlapping = self.is_vit and self.args.get("stem") == "conv"
+        self.packing = False  # whether ``many`` runs groups of sizes in one pass
+        self.checkpointing = False
+        self.unpackable = _unpackable(model) if self.is_vit else "it is no ViT"
+
+    def many(self, groups: Sequence[Crops]) -> list[EncoderOutput]:
+        """The outputs of several groups of crops: in one pass with ``packing``, else one each."""
+        if self.packing and len(groups) > 1 and not self.unpackable:
+            packed: PackedOutput = self(list(groups))
+            return packed.parts
+        return [self(*group) for group in groups]
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | list[Crops],
         keep: Tensor | None = None,
         mask: Tensor | None = None,
         token: Tensor | None = None,
-    ) -> EncoderOutput:
+        need: Need = "all",
+    ) -> EncoderOutput | PackedOutput:
         """Encode normalised images.
 
         Args:
-            x: (B, C, H, W).
+            x: (B, C, H, W); or groups of them, see :meth:`many`.
             keep: (B, K) int64 patch indices. The ViT runs on these patches only, after positions
                 were added (MAE, arXiv 2111.06377), and ``patch`` is (B, K, D) in that order.
             mask: (B, L) bool. Where true, ``token`` (D,) stands for the embedded patch, before
                 positions are added (SimMIM, iBOT).
+            need: what of the output is used (see ``Need``). The last block of a ViT that pools
+                its class token then computes nothing else.
 
         Raises:
             HeadwaterError: ``keep`` or ``mask`` with a model that is not a ViT; images of other
                 channels or, for a ViT, of a size that its patches do not fill; a model without
                 one grid of features (some hybrids).
         """
+        if isinstance(x, list):
+            return self._pack(x)
+        crops = Crops(x, keep, mask, token, need)
+        if self._cuts(crops):
+            return self._pack([crops]).parts[0]
         self._require_fit(x)
         model: Any = self.model
-        whole = keep is None and mask is None
-        tokens = model.forward_features(x) if whole else self._forward_part(x, keep, mask, token)
+        whole = keep is None and mask is None and not (self.is_vit and self.checkpointing)
+        tokens = model.forward_features(x) if whole else self._through(self._embed(crops))
+        return _needed(self._output(tokens, x, keep), need)
+
+    def _cuts(self, crops: Crops) -> bool:
+        """Whether the last block may leave out what is not needed."""
+        return self._pools_first and not (isinstance(crops.need, str) and crops.need == "all")
+
+    @property
+    def _pools_first(self) -> bool:
+        """Whether pooled features are the first token's."""
+        model: Any = self.model
+        pools = self.is_vit and model.global_pool == "token" and model.attn_pool is None
+        return pools and not self.unpackable
+
+    def _output(self, tokens: Any, x: Tensor, keep: Tensor | None) -> EncoderOutput:
+        """What ``forward_features`` gave -> the output."""
+        model: Any = self.model
         if not isinstance(tokens, Tensor):
             raise self._no_grid(f"{len(tokens)} outputs")
         pooled = model.forward_head(tokens, pre_logits=True)
@@ -97,6 +157,61 @@ class Encoder(nn.Module):
                 raise self._no_grid(f"{patch.shape[1]} tokens for {h} x {w} cells")
             patch = patch.unflatten(1, (h, w))  # (B, h*w, D) -> (B, h, w, D)
         return EncoderOutput(cls, patch, pooled)
+
+    def _pack(self, groups: list[Crops]) -> PackedOutput:
+        """All groups through the blocks at once (see ``packed.py``)."""
+        from . import packed
+
+        model: Any = self.model
+        for crops in groups:
+            self._require_fit(crops.images)
+        tokens = [self._embed(crops) for crops in groups]
+        sizes = tuple((t.shape[0], t.shape[1]) for t in tokens)
+        pack = torch.cat([t.flatten(0, 1) for t in tokens])  # G x (B, N, D) -> (T, D)
+        cut = all(self._cuts(crops) for crops in groups)
+        plan = packed.Plan(sizes)
+        if cut:
+            masks = [self._wanted(c.need, n) for c, (_, n) in zip(groups, sizes, strict=True)]
+            rows = packed.rows(sizes, masks).to(pack.device, non_blocking=True)
+            plan = packed.Plan(sizes, rows, first=all(m is None for m in masks))
+        out = model.norm(packed.run(model.blocks, pack, plan, self.checkpointing))
+        parts = self._cut_outputs(out, groups) if cut else self._whole_outputs(out, groups, sizes)
+        return PackedOutput(parts, torch.cat([part.pooled for part in parts]))
+
+    def _wanted(self, need: Need, length: int) -> Tensor | None:
+        """The mask of needed patches over all tokens: (B, L) -> (B, N)."""
+        if isinstance(need, str) or not need.any():
+            return None
+        return nn.functional.pad(need.flatten(1), (length - need.flatten(1).shape[1], 0))
+
+    def _cut_outputs(self, out: Tensor, groups: list[Crops]) -> list[EncoderOutput]:
+        """Rows of the last block, class tokens first, -> outputs by group."""
+        model: Any = self.model
+        counts = [len(crops.images) for crops in groups]
+        hidden = [0 if isinstance(c.need, str) else int(c.need.sum()) for c in groups]
+        pieces = out.split([*counts, *hidden])
+        firsts, patches = pieces[: len(groups)], pieces[len(groups) :]
+        parts = []
+        for crops, first, patch in zip(groups, firsts, patches, strict=True):
+            pooled = model.forward_head(first.unsqueeze(1), pre_logits=True)  # (B, D) -> (B, 1, D)
+            out = EncoderOutput(first, patch, pooled)
+            parts.append(
+                out
+                if patch.numel() or not isinstance(crops.need, str)
+                else out._replace(patch=None)
+            )
+        return parts
+
+    def _whole_outputs(
+        self, out: Tensor, groups: list[Crops], sizes: tuple[tuple[int, int], ...]
+    ) -> list[EncoderOutput]:
+        """(T, D) -> outputs by group."""
+        parts = []
+        pieces = out.split([b * n for b, n in sizes])
+        for crops, size, piece in zip(groups, sizes, pieces, strict=True):
+            tokens = piece.unflatten(0, size)  # (B*N, D) -> (B, N, D)
+            parts.append(_needed(self._output(tokens, crops.images, crops.keep), crops.need))
+        return parts
 
     def _no_grid(self, found: str) -> HeadwaterError:
         rule = f"has no single grid of features ({found})"
@@ -116,15 +231,15 @@ class Encoder(nn.Module):
                     "crop_size with the local crops), or another patch_size",
                 )
 
-    def _forward_part(
-        self, x: Tensor, keep: Tensor | None, mask: Tensor | None, token: Tensor | None
-    ) -> Tensor:
+    def _embed(self, crops: Crops) -> Tensor:
+        """Images -> what the first block takes, (B, n_prefix + L or K, D)."""
         if not self.is_vit:
             raise HeadwaterError(
                 f"backbone '{self.name}'",
                 "cannot run on a part of its patches",
                 "set pretrain.backbone to a ViT (vit_*) or use another method",
             )
+        x, keep, mask, token, _ = crops
         model: Any = self.model
         if self.overlapping:
             x = x.masked_fill(self._hidden(x, keep, None if token is None else mask), 0)
@@ -137,7 +252,19 @@ class Encoder(nn.Module):
             index = keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
             kept = tokens[:, self.n_prefix :].gather(1, index)  # (B, L, D) -> (B, K, D)
             tokens = torch.cat([tokens[:, : self.n_prefix], kept], dim=1)
-        out: Tensor = model.norm(model.blocks(model.norm_pre(tokens)))
+        out: Tensor = model.norm_pre(tokens)
+        return out
+
+    def _through(self, tokens: Tensor) -> Tensor:
+        """All blocks and the last norm: (B, N, D) -> (B, N, D)."""
+        model: Any = self.model
+        for block in model.blocks:
+            tokens = (
+                checkpoint(block, tokens, use_reentrant=False)
+                if self.checkpointing and torch.is_grad_enabled()
+                else block(tokens)
+            )
+        out: Tensor = model.norm(tokens)
         return out
 
     def _hidden(self, x: Tensor, keep: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -151,6 +278,23 @@ class Encoder(nn.Module):
         cells = hidden.view(-1, 1, h, w)  # (B, h*w) -> (B, 1, h, w)
         # (B, 1, h, w) -> (B, 1, H, W)
         return cells.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
+
+
+def _needed(out: EncoderOutput, need: Need) -> EncoderOutput:
+    """The output without what is not needed."""
+    if isinstance(need, str):
+        return out if need == "all" else out._replace(patch=None)
+    # (B, h, w, D) or (B, K, D) -> (M, D)
+    return out._replace(patch=out.patch.flatten(1, -2)[need.flatten(1).to(out.patch.device)])
+
+
+def _unpackable(model: nn.Module) -> str:
+    """Why the blocks of a ViT cannot take a pack; else lets them, and returns nothing."""
+    from . import packed
+
+    if not (why := packed.reason(model)):
+        packed.adopt(model)
+    return why
 
 
 def require_channels(encoder: Encoder, channels: int) -> None:

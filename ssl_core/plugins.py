@@ -9,7 +9,7 @@ from types import ModuleType
 
 from .errors import HeadwaterError
 
-KINDS = ("methods", "evaluate", "drift", "curation", "sources")
+KINDS = ("methods", "evaluate", "drift", "curation", "sources", "harm", "repair")
 
 
 def names(kind: str) -> list[str]:

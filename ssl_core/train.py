@@ -9,171 +9,152 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import subprocess
-import sys
+from collections.abc import Generator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+import numpy as np
+from torch import nn
 
-from . import checkpoints, dist, models, sam
-from .artifacts import append_line, read_json, read_lines, write_bytes, write_json
+from . import checkpoints, dist, distribute, feed, models, preemption, step
+from .artifacts import append_line, read_lines, write_bytes
+from .checkpoint_writer import Writer
+from .checkpoints import Note
 from .config import Config
 from .errors import HeadwaterError
+from .feed import Batch
 from .guard import Trouble
-from .job import ROLLBACKS, Run, build, device, learning_rate, step_seed
+from .job import ROLLBACKS, Run, build
+from .lock import exclusive
+from .parallel import keep_memory
+from .preemption import Preempted, Stop
 from .progress import Reporter
 
-CLIP = 3.0  # largest gradient norm
+LOG, BAD = "log.jsonl", "bad_steps.jsonl"  # in the work folder
 
 
-def _set_rates(run: Run, step: int) -> None:
-    """Learning rate and weight decay of this step."""
-    p, o = run.cfg.pretrain, run.options
-    lr = learning_rate(step, run.steps, run.peak, p.warmup) * run.factor
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-        if o.weight_decay_end is not None and p.weight_decay is None and group["decays"]:
-            share = (1 - math.cos(math.pi * step / run.steps)) / 2
-            group["weight_decay"] = o.weight_decay + (o.weight_decay_end - o.weight_decay) * share
-
-
-Inputs = dict[str, Any]
-
-
-def _inputs(run: Run, rows: Any, images: Tensor, step: int) -> tuple[list[Tensor], Inputs]:
-    """The views of a batch and what else the method wants."""
-    generator = torch.Generator(run.device)
-    generator.manual_seed(step_seed(run.cfg.seed, step, dist.rank()))
-    views, boxes = run.augment.with_boxes(images.to(run.device, non_blocking=True), generator)
-    given = {"boxes": boxes, "labels": run.labels[rows].to(run.device)}
-    return views, {k: v for k, v in given.items() if k in getattr(run.method, "wants", ())}
-
-
-def _gradients(
-    run: Run, model: nn.Module, views: list[Tensor], inputs: Inputs, step: int
-) -> tuple[Tensor, dict[str, Any]]:
-    """Loss and monitors; fresh gradients in the parameters."""
-    torch.manual_seed(step_seed(run.cfg.seed, step, dist.rank()))
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=run.bf16):
-        loss, metrics = model(views, step, **inputs)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    return loss.detach(), metrics
-
-
-def _sharp_gradients(
-    run: Run, model: nn.Module, views: list[Tensor], inputs: Inputs, rows: Any, step: int
-) -> tuple[Tensor, dict[str, Any]]:
-    """SAM: gradients at the worst place near by; rwSAM seeks it with rare images foremost."""
-    heavy = {} if run.weights is None else {"weights": run.weights[rows].to(run.device)}
-    found = _gradients(run, model, views, inputs | heavy, step)
-    live = [p for p in run.method.parameters() if p.requires_grad]
-    with sam.at_the_worst(live, run.cfg.pretrain.sam.radius), sam.still_buffers(run.method):
-        _gradients(run, model, views, inputs, step)
-    return found
-
-
-def one_step(
-    run: Run, model: nn.Module, rows: Any, images: Tensor, step: int
-) -> tuple[float, float, dict[str, Any]]:
-    """One step; returns loss, gradient norm and monitors. A non-finite one changes nothing.
-
-    Gradients are already averaged over ranks here, so all ranks decide alike.
-    """
-    _set_rates(run, step)
-    before = [buffer.clone() for buffer in run.method.buffers()]
-    views, inputs = _inputs(run, rows, images, step)
-    if run.cfg.pretrain.sam.radius:
-        loss, metrics = _sharp_gradients(run, model, views, inputs, rows, step)
-    else:
-        loss, metrics = _gradients(run, model, views, inputs, step)
-    live = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(live, CLIP)
-    if torch.isfinite(norm):
-        run.optimizer.step()
-        run.method.after_step(step)  # type: ignore[operator]
-    else:  # batch norm has seen the bad batch
-        for buffer, value in zip(run.method.buffers(), before, strict=True):
-            buffer.copy_(value)
-    return float(loss), float(norm), metrics
-
-
-def _note_bad(run: Run, step: int, rows: Any) -> None:
-    keys = run.reader.frame["key"].iloc[rows].tolist()
-    append_line(run.work / "bad_steps.jsonl", {"step": step, "samples": keys})
-
-
-def _trim_log(path: Path, step: int) -> None:
-    """Drop lines at or after ``step``: they are about to be written again."""
-    lines = [r for r in read_lines(path) if r["step"] < step]
+def _trim_log(path: Path, samples: int) -> None:
+    """Drop lines of steps that end after ``samples``: they are about to be written again."""
+    lines = [r for r in read_lines(path) if r["samples"] <= samples]
     write_bytes(path, "".join(json.dumps(r, sort_keys=True) + "\n" for r in lines).encode())
 
 
-def _judge(run: Run, step: int, rows: Any, row: dict[str, float]) -> None:
+def _batches(run: Run, start: int) -> Generator[list[Batch], None, None]:
+    """What each step from ``start`` to the end takes: ``accumulate`` batches of this rank."""
+    p = run.cfg.pretrain
+    count = p.accumulate
+    number = (run.steps - start) * count
+    read = run.reader.batches(p.batch_size, start * count, number, run.offset)
+    span = run.telemetry.span
+    with contextlib.closing(feed.stream(run, read, start * count)) as batches:
+        while True:
+            with span("wait"):
+                found = list(islice(batches, count))
+            if not found:
+                return
+            yield found
+
+
+def _save(run: Run, writer: Writer, done: int) -> None:
+    """Begin to save the state after ``done`` steps."""
+    writer.save(run.samples(done), run.tensors(), run.facts(done))
+
+
+def _judge(run: Run, number: int, batches: list[Batch], row: dict[str, float]) -> None:
     """Let the guard see this step.
 
     Raises:
         Trouble: as it says.
     """
-    saves = (step + 1) % run.cfg.pretrain.checkpoint_steps == 0 or step + 1 == run.steps
+    p = run.cfg.pretrain
     try:
-        run.guard.step(step, row["grad_norm"])
+        run.guard.step(number, row["grad_norm"])
     finally:
         if run.guard.bad:
-            _note_bad(run, step, rows)
-    looks = (step + 1) % run.cfg.pretrain.check_steps == 0 or saves
+            rows = np.concatenate([rows for rows, _ in batches])
+            keys = run.reader.frame["key"].iloc[rows].tolist()
+            append_line(run.work / BAD, {"step": number, "samples": keys})
+    looks = (number + 1) % p.check_steps == 0 or _saves(run, number)
     if looks and not run.guard.bad and run.features is not None:
-        run.guard.look(step, run.features, row["loss"], row)
-    if dist.rank() == 0 and saves and (run.guard.healthy or step + 1 == run.steps):
-        checkpoints.save(run.work, step + 1, run.state())
+        run.guard.look(number, run.features, row["loss"], row)
 
 
-def _stretch(run: Run, model: nn.Module, report: Reporter, start: int) -> None:
+def _saves(run: Run, number: int) -> bool:
+    """Whether the state is saved after step ``number`` if all is well."""
+    done = number + 1
+    return done % run.cfg.pretrain.checkpoint_steps == 0 or done == run.steps
+
+
+def _stretch(run: Run, writer: Writer, stop: Stop, report: Reporter, start: int) -> None:
     """Train from step ``start`` to the end.
 
     Raises:
         Trouble: the guard has seen enough.
+        Preempted: a signal came; the state is saved.
+        HeadwaterError: a checkpoint could not be written.
     """
-    p, log, main = run.cfg.pretrain, run.work / "log.jsonl", dist.rank() == 0
+    log, main = run.work / LOG, dist.rank() == 0
     if main:
-        _trim_log(log, start)
+        _trim_log(log, run.samples(start))
     run.method.train()
-    per_step = p.batch_size * dist.world()
-    batches = run.reader.batches(p.batch_size, start, run.steps - start)
-    with (
-        report.bar(run.steps * per_step, "img", start * per_step) as advance,
-        contextlib.closing(batches),
-    ):
-        for step, (rows, images) in enumerate(batches, start):
-            loss, norm, metrics = one_step(run, model, rows, images, step)
+    run.telemetry.begin()
+    end, first = run.samples(run.steps), run.samples(start)
+    with report.bar(end, "img", first) as advance, contextlib.closing(_batches(run, start)) as it:
+        for number, batches in enumerate(it, start):
+            loss, norm, metrics = step.take(run, batches, number)
             row = {"loss": loss, "grad_norm": norm} | {k: float(v) for k, v in metrics.items()}
             if main:
-                append_line(log, {"step": step, "lr": run.optimizer.param_groups[0]["lr"], **row})
-            _judge(run, step, rows, row)
-            advance(per_step, **row)
+                lr, done = run.optimizer.param_groups[0]["lr"], run.samples(number + 1)
+                append_line(log, {"step": number, "samples": done, "lr": lr, **row})
+            _judge(run, number, batches, row)
+            advance(run.batch, **row, **run.telemetry.short())
+            writer.check()
+            last = number + 1 == run.steps
+            signal = 0 if last else stop.agreed()
+            if signal or (_saves(run, number) and (run.guard.healthy or last)):
+                with run.telemetry.span("checkpoint"):
+                    _save(run, writer, number + 1)
+            run.telemetry.end_step(number, run.batch)
+            if signal:
+                _leave(run, writer, report, number + 1, signal)
+    writer.wait()
 
 
-def _go_back(run: Run, trouble: Trouble, report: Reporter) -> int:
+def _leave(run: Run, writer: Writer, report: Reporter, done: int, signal: int) -> None:
+    """Wait for the state to be on disk, and end.
+
+    Raises:
+        Preempted: always.
+    """
+    writer.wait()
+    stopped = Preempted(signal)
+    report.log(
+        f"stopped by {stopped.signal.name} after step {done} of {run.steps}; the state is saved, "
+        "nothing else is written: run the same command again to continue"
+    )
+    raise stopped
+
+
+def _go_back(run: Run, writer: Writer, trouble: Trouble, report: Reporter) -> int:
     """The step to go on from, with half the learning rate.
 
     Raises:
         HeadwaterError: training has gone back often enough.
     """
+    writer.wait()
     if len(read_lines(run.work / ROLLBACKS)) >= run.cfg.pretrain.rollbacks:
-        samples = run.work / "bad_steps.jsonl"
+        samples = run.work / BAD
         seen = f"; samples of such steps are in {samples}" if samples.exists() else ""
         raise HeadwaterError(trouble.what, trouble.rule, trouble.fix + seen) from trouble
     dist.barrier()  # all ranks have counted before one writes
-    step = run.restore()
-    if dist.rank() == 0:
-        append_line(run.work / ROLLBACKS, {"step": trouble.step, "to": step, "why": trouble.rule})
+    if dist.rank() == 0 and (note := checkpoints.latest(run.work, healthy=True)):
+        checkpoints.forget_after(run.work, note.samples)
+        back = {"step": trouble.step, "to": note.samples // run.batch, "why": trouble.rule}
+        append_line(run.work / ROLLBACKS, back)
     dist.barrier()
-    report.log(f"{trouble}. Going back to step {step} with half the learning rate")
-    return step
+    start, _ = run.restore(healthy=True)
+    report.log(f"{trouble}. Going back to step {start} with half the learning rate")
+    return start
 
 
 def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
@@ -182,25 +163,57 @@ def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
     ``work`` holds checkpoints and the log; an interrupted call continues where it stopped.
 
     Raises:
-        HeadwaterError: the guard saw trouble more often than ``pretrain.rollbacks``, or an
-            unknown method or option.
+        HeadwaterError: the guard saw trouble more often than ``pretrain.rollbacks``, a
+            checkpoint could not be written, or an unknown method or option.
+        Preempted: SIGTERM or SIGINT came; the state is saved.
     """
-    run = build(cfg, shards, work)
-    start = run.restore()
-    if dist.rank() == 0 and not start:
-        checkpoints.save(work, 0, run.state())  # to go back to
-    model = DistributedDataParallel(run.method) if dist.active() else run.method
-    while True:
-        try:
-            _stretch(run, model, report, start)
-            return run.method
-        except Trouble as trouble:
-            start = _go_back(run, trouble, report)
+    keep_memory()
+    # An orphan of a killed launcher may still be training here: wait for it.
+    alone = exclusive(work / "lock") if dist.rank() == 0 else contextlib.nullcontext()
+    with preemption.watched() as stop, alone:
+        run = build(cfg, shards, work)
+        saving = Writer(work, cfg.pretrain.parallel == "fsdp")
+        with contextlib.closing(run.telemetry), contextlib.closing(saving) as writer:
+            start = _begin(run, writer, report)
+            while True:
+                try:
+                    _stretch(run, writer, stop, report, start)
+                    break
+                except Trouble as trouble:
+                    start = _go_back(run, writer, trouble, report)
+        _choose(run, report)
+        return run.method
+
+
+def _begin(run: Run, writer: Writer, report: Reporter) -> int:
+    """The step to start at."""
+    start, note = run.restore()
+    if note is None:
+        _save(run, writer, 0)  # to go back to
+    elif note.facts["batch"] != run.batch:
+        report.log(
+            f"continuing at image {note.samples} with {run.batch} instead of "
+            f"{note.facts['batch']} images in a step"
+        )
+    return start
+
+
+def _choose(run: Run, report: Reporter) -> None:
+    """Load the best checkpoint if it is to be exported."""
+    if run.cfg.pretrain.export == "last":
+        return
+    note: Note | None = checkpoints.best(run.work) if dist.rank() == 0 else None
+    samples = dist.of_first(-1 if note is None else note.samples)
+    if samples >= 0:
+        run.load(checkpoints.at(run.work, samples))
+        report.log(f"exporting the encoder at image {samples}, whose features have the best rank")
 
 
 def export(method: nn.Module, cfg: Config, folder: Path) -> None:
-    """Write encoder.safetensors and encoder.json."""
-    encoder: models.Encoder = method.encoder  # type: ignore[assignment]
+    """Write encoder.safetensors and encoder.json (rank 0; all ranks must call)."""
+    encoder = distribute.gathered(method.encoder)  # type: ignore[arg-type]
+    if dist.rank():
+        return
     mean, std = models.normalisation(encoder.channels)
     meta = {
         "image_size": cfg.pretrain.image_size,
@@ -210,49 +223,3 @@ def export(method: nn.Module, cfg: Config, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     models.save(encoder, folder, meta)
-
-
-def launch(cfg: Config, shards: Path, work: Path, processes: int) -> None:
-    """Train under torchrun with ``processes`` ranks on this machine and wait.
-
-    Raises:
-        HeadwaterError: a rank failed.
-    """
-    write_json(
-        work / "job.json",
-        {"config": cfg.model_dump(mode="json", by_alias=True), "shards": str(shards)},
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "-m",
-        "ssl_core.train",
-        str(work),
-    ]
-    if (code := subprocess.call(command)) != 0:
-        raise HeadwaterError(
-            f"torchrun with {processes} processes",
-            f"ended with exit code {code}",
-            "read the rank's traceback above; run again to continue from the last checkpoint",
-        )
-
-
-def worker(work: Path) -> None:
-    """What each torchrun rank runs."""
-    job = read_json(work / "job.json")
-    cfg = Config.model_validate(job["config"])
-    dist.setup(device())
-    try:
-        with Reporter("pretrain") as report:
-            method = fit(cfg, Path(job["shards"]), work, report)
-            if dist.rank() == 0:
-                export(method, cfg, work / "final")
-    finally:
-        dist.teardown()
-
-
-if __name__ == "__main__":
-    worker(Path(sys.argv[1]))

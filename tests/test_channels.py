@@ -16,13 +16,14 @@ import torch
 from conftest import TINY, photo_tiles
 from PIL import Image
 
-from ssl_core import bands, embed, images, job, models, shards, sources
+from ssl_core import bands, decoding, embed, images, job, models, shards, sources
 from ssl_core.artifacts import read_json
 from ssl_core.augment import Augmenter
 from ssl_core.config import Config, Paths, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.images import Reject
-from ssl_core.shards import Sample, ShardReader
+from ssl_core.reader import ShardReader
+from ssl_core.shards import Sample
 from ssl_core.stages import (
     curate,
     ingest,
@@ -230,12 +231,12 @@ def test_an_array_beside_an_image_is_no_image(tmp_path: Path) -> None:
 
 
 def test_canvas_keeps_bands_apart() -> None:
-    out = shards.canvas(ARRAY[:24], 24)  # (24, 48, 5) -> (5, 24, 24)
+    out = decoding.canvas(ARRAY[:24], 24)  # (24, 48, 5) -> (5, 24, 24)
     assert out.shape == (5, 24, 24)
     assert (out[:, :6] == 255).all()
     assert (out[:, 18:] == 255).all()
     for c in range(5):
-        alone = shards.canvas(ARRAY[:24, :, c : c + 1], 24)
+        alone = decoding.canvas(ARRAY[:24, :, c : c + 1], 24)
         assert (out[c] == alone[0]).all()
 
 

@@ -23,13 +23,18 @@ pretrain.backbone_args pretrain.image_size
 pretrain.crop_size pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay
 pretrain.before.method pretrain.before.options pretrain.before.epochs pretrain.before.lr
 pretrain.before.weight_decay pretrain.sam.radius pretrain.sam.alpha pretrain.sam.encoder
-pretrain.check_steps pretrain.rollbacks
+pretrain.check_steps pretrain.rollbacks pretrain.accumulate pretrain.nodes pretrain.rendezvous
+pretrain.restarts pretrain.parallel pretrain.export pretrain.augment
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
 embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
-deploy.min_drop deploy.min_labels deploy.cooldown_days
+deploy.group deploy.unit deploy.season deploy.pause
+deploy.min_drop deploy.harm_alpha deploy.estimators deploy.min_labels deploy.cooldown_days deploy.alerts
+repair.rungs repair.metric repair.held_out repair.regain repair.mix repair.steps repair.lr
+repair.rank repair.ssl_epochs repair.ssl_lr repair.max_seconds repair.max_labels repair.per_week
+repair.approval repair.shadow_days repair.shadow_unlabelled repair.watch_days
 bench.sets bench.extra[].method bench.extra[].name bench.extra[].seeds bench.extra[].changes
 bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
 bench.backbone_args bench.image_size bench.batch_size bench.test_fraction bench.options

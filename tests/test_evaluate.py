@@ -219,7 +219,7 @@ def test_temperature_mends_logits_that_are_too_bold() -> None:
     logits = rng.normal(size=(3000, 4)).astype(np.float32)
     p = _head.softmax(logits)
     labels = np.array([rng.choice(4, p=row / row.sum()) for row in p.astype(float)])
-    assert linear._temperature(5 * logits, labels) == pytest.approx(5, rel=0.1)
+    assert linear.temperature(5 * logits, labels) == pytest.approx(5, rel=0.1)
 
 
 def test_too_few_groups_fall_back() -> None:

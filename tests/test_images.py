@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from ssl_core import images
+from ssl_core import images, s3
 from ssl_core.errors import HeadwaterError
 from ssl_core.images import Reject
 
@@ -309,7 +309,7 @@ def test_an_s3_that_does_not_answer_stops_the_work(monkeypatch: pytest.MonkeyPat
         ("MAX_ATTEMPTS", "1"),
     ):
         monkeypatch.setenv(f"AWS_{name}", value)
-    images._client.cache_clear()
+    s3._client.cache_clear()
     with pytest.raises(HeadwaterError, match=r"s3://bucket/x\.png: S3 does not answer"):
         images.read_bytes("s3://bucket/x.png", Path())
-    images._client.cache_clear()
+    s3._client.cache_clear()

@@ -253,7 +253,7 @@ def test_the_command_prints_what_became_of_the_files(project: Path) -> None:
     assert counts["by_reason"] == expected
     assert "img/s" in done.stderr
     failed = headwater("ingest", "-s", "data.sources=[nowhere]", cwd=project, check=False)
-    assert failed.returncode == 2
+    assert failed.returncode == 1
     assert failed.stderr.strip().splitlines()[-1] == (
         "headwater: source 'nowhere': is not there. Fix: correct data.sources in params.yaml"
     )

@@ -8,15 +8,24 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CORE = ROOT / "ssl_core"
 LAYERS = [
-    {"errors", "types", "bands"},
-    {"config", "plugins", "artifacts", "dist", "parallel", "progress"},
-    {"images", "models", "heads", "stems", "augment", "shards", "losses"},
-    {"sources", "methods", "evaluate", "drift", "curation", "report"},
-    {"checkpoints", "density", "guard", "registry", "sam"},
+    {"alarm", "errors", "types", "bands"},
+    {"config", "plugins", "artifacts", "lock", "dist", "parallel", "progress", "s3"},
+    {"images", "models", "heads", "stems", "augment", "shards", "losses"}
+    | {"decoding", "rejects", "store", "telemetry"},
+    {"reader"},
+    {"sources", "methods", "evaluate", "drift", "harm", "curation", "report"},
+    {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam"},
+    {"accumulation", "checkpoint_writer", "distribute", "optim", "preemption"},
     {"job"},
+    {"feed"},
+    {"step"},
     {"train"},
+    {"launch"},
     {"embed", "finetune"},
+    {"repair"},
     {"stages"},
+    {"export", "serve"},
+    {"commands"},
     {"__main__"},
 ]
 # Named exceptions, each with its reason.

@@ -32,7 +32,7 @@ TASK = Task(SIZE, STEPS, classes=4)
 # DINO's loss holds the entropy of its moving targets, which centring raises: KL is what falls.
 TABLE: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
     "simclr": ({"hidden": 64, "out": 32}, [32, 32], "loss", 0.8),
-    "moco_v3": ({"hidden": 64, "out": 32, "momentum": 0.9}, [32, 32], "loss", 0.8),
+    "moco_v3": ({"hidden": 64, "out": 32, "momentum": 0.9}, [32, 32], "loss", 0.9),
     "byol": ({"hidden": 64, "out": 32, "momentum": 0.9}, [32, 32], "loss", 0.6),
     "simsiam": ({"hidden": 64, "out": 32, "bottleneck": 16}, [32, 32], "loss", 1.5),  # below 0
     "vicreg": ({"hidden": 64, "out": 32}, [32, 32], "loss", 0.9),
@@ -275,7 +275,7 @@ def test_bf16_is_near_fp32(name: str) -> None:
         rough = one_loss(method)
     assert rough.dtype == torch.float32
     # Absolute too: the zero of a cosine or of RINCE is of no meaning.
-    assert rough.item() == pytest.approx(exact.item(), rel=0.02, abs=0.03)
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02, abs=0.04)
     rough.backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 

@@ -387,13 +387,14 @@ def test_msn_anchors_drop_patches_and_the_target_does_not() -> None:
     method = build("msn", drop=0.3)
     seen: dict[str, list[tuple[int, ...]]] = {"encoder": [], "teacher": []}
     for part, shapes in seen.items():
-        getattr(method, part).model.blocks.register_forward_hook(
+        getattr(method, part).model.blocks[0].register_forward_hook(
             lambda _m, i, _o, shapes=shapes: shapes.append(tuple(i[0].shape))
         )
     one_loss(method)
     # With CLS: 11 of 16 patches of the large anchor, 2 of 4 of both small ones.
-    assert seen["encoder"] == [(BATCH, 12, 48), (2 * BATCH, 3, 48)]
-    assert seen["teacher"] == [(BATCH, 17, 48)]
+    # Blocks see all tokens of a group in one matrix.
+    assert seen["encoder"] == [(BATCH * 12, 48), (2 * BATCH * 3, 48)]
+    assert seen["teacher"] == [(BATCH * 17, 48)]
 
 
 def test_msn_equals_its_loss_on_its_own_projections(monkeypatch: pytest.MonkeyPatch) -> None:

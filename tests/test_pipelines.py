@@ -13,11 +13,12 @@ import yaml
 from pipelines import home, sensors
 from pipelines.definitions import defs
 from ssl_core.__main__ import CHAIN
-from ssl_core.artifacts import write_json
+from ssl_core.artifacts import append_line, write_json
 from ssl_core.config import Deploy
 from ssl_core.stages import trigger
 
 ROOT = Path(__file__).parent.parent
+OTHERS = {"raw_images", "collected", "predictions", "monitor", "repair", "watch", "report"}
 
 
 def dvc_edges() -> set[tuple[str, str]]:
@@ -62,8 +63,13 @@ def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
             assert asset.op.pool in ("gpu", "io"), asset.key
     checks = {c.name: c for c in defs.resolve_asset_graph().asset_check_keys}
     keys = {k.to_user_string() for k in defs.resolve_asset_graph().get_all_asset_keys()}
-    assert {"raw_images", "collected", "predictions", "monitor", "report", *CHAIN} == keys
-    assert set(checks) == {"data_is_valid", "challenger_is_better", "day_is_normal"}
+    assert {*OTHERS, *CHAIN} == keys
+    assert set(checks) == {
+        "data_is_valid",
+        "challenger_is_better",
+        "day_is_normal",
+        "harm_is_repaired",
+    }
 
 
 def test_validation_blocks() -> None:
@@ -75,7 +81,14 @@ def test_validation_blocks() -> None:
 def test_schedules_and_sensors_are_there() -> None:
     assert {s.name for s in defs.schedules or []} == {"nightly", "daily"}
     by = {s.name: s for s in defs.sensors or []}
-    assert set(by) == {"retrain_on_harm", "late_labels", "new_day"}
+    assert set(by) == {
+        "retrain_on_harm",
+        "full_chain",
+        "follow_up",
+        "tell",
+        "late_labels",
+        "new_day",
+    }
     assert by["retrain_on_harm"].default_status == dg.DefaultSensorStatus.RUNNING
 
 
@@ -170,14 +183,43 @@ def test_retrain_sensor_asks_once_and_rests(place: Path) -> None:
         tick = sensors.retrain_on_harm.evaluate_tick(context)
     [request] = tick.run_requests
     assert request.run_key == "m:2025-01-13"
-    assert request.run_config["ops"]["collected"]["config"] == {
+    assert request.run_config["ops"]["repair"]["config"] == {
         "dates": ["2025-01-13"],
-        "key": "2025-01-13",
+        "key": "m-2025-01-13",
     }
     assert tick.cursor == "2025-01-13"
     judge(place, "2025-01-20", "harm")
     with dg.build_sensor_context(instance=instance, cursor=tick.cursor) as context:
         assert not sensors.retrain_on_harm.evaluate_tick(context).run_requests
+
+
+def test_a_repair_that_waits_for_labels_is_asked_for_again(place: Path) -> None:
+    judge(place, "2025-01-13", "harm")
+    labels = place / "data/deploy/labels/2025-01-13.csv"
+    write_json(place / "data/deploy/repair/m-2025-01-13/waiting.json", {"outcome": "labels"})
+    instance, keys = dg.DagsterInstance.ephemeral(), []
+    for text in ("path,label\n", "path,label\n", "path,label\na.png,x\n"):
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_text(text)
+        with dg.build_sensor_context(instance=instance, cursor="2025-01-13") as context:
+            [request] = sensors.retrain_on_harm.evaluate_tick(context).run_requests
+        keys.append(request.run_key)
+    assert keys[0] == keys[1] != keys[2]  # Dagster starts one run per key
+    assert keys[0].startswith("m:2025-01-13:")
+
+
+def test_the_whole_chain_is_started_once_per_request(place: Path) -> None:
+    log = place / "data/deploy/repair/log.jsonl"
+    for key, outcome in (("m-1", "promoted"), ("m-2", "full")):
+        append_line(log, {"key": key, "outcome": outcome, "dates": ["2025-01-13", "2025-01-20"]})
+    instance = dg.DagsterInstance.ephemeral()
+    with dg.build_sensor_context(instance=instance) as context:
+        tick = sensors.full_chain.evaluate_tick(context)
+    [request] = tick.run_requests
+    assert request.run_key == "full:m-2"
+    assert request.run_config["ops"]["collected"]["config"]["key"] == "2025-01-20"
+    with dg.build_sensor_context(instance=instance, cursor=tick.cursor) as context:
+        assert not sensors.full_chain.evaluate_tick(context).run_requests
 
 
 def test_new_days_and_late_labels(place: Path) -> None:

@@ -18,10 +18,11 @@ from ssl_core import __main__ as command
 from ssl_core import registry
 from ssl_core.config import Config, Paths
 from ssl_core.errors import HeadwaterError
-from ssl_core.stages import collect, monitor, predict, promote
+from ssl_core.stages import _days, collect, monitor, predict, promote
 
 DAY = "2026-03-01"
-COLUMNS = ["path", "sha256", "embedding", "prediction", "confidence", "model", "label"]
+COLUMNS = ["path", "sha256", "embedding", "prediction", "confidence", "model"]
+COLUMNS += ["brightness", "contrast", "sharpness", "colour", "bytes", "group", "label"]
 SOURCES = {"a": CLASSES[:3], "b": CLASSES[:3]}
 
 
@@ -70,7 +71,7 @@ def test_the_log_has_the_columns_that_monitor_and_collect_read(served: Paths) ->
     assert set(frame["model"]) == {registry.champion(served.registry)}
     assert frame["confidence"].between(1 / 3, 1).all()
     assert frame["label"].isna().all()
-    assert monitor.read_predictions(served, DAY)[1] == 0
+    assert _days.read_predictions(served, DAY)[1] == 0
 
 
 def test_serving_sees_what_training_saw(served: Paths) -> None:
@@ -229,7 +230,7 @@ def test_the_log_feeds_monitor_and_collect(served: Paths) -> None:
     cfg = Config.model_validate(
         {
             **CFG.model_dump(by_alias=True),
-            "deploy": {"permutations": 199},
+            "deploy": {"permutations": 99},
         }
     )
     verdict = monitor.run(cfg, served, DAY)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
-import hashlib
-import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,96 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from PIL import Image
 from scipy.stats import binom
+from toy import CFG, CLASSES, SIDE, build, samples, tell_baseline, write_encoder
 
-from ssl_core import models, registry, shards
+from ssl_core import gate, models, registry, shards
 from ssl_core.artifacts import read_json, read_lines, write_json, write_lineage
 from ssl_core.config import Config, Paths, Promote
 from ssl_core.errors import HeadwaterError
-from ssl_core.stages import embed, evaluate, promote
-from ssl_core.stages.promote import Trial
+from ssl_core.gate import Trial
+from ssl_core.stages import _entry, embed, evaluate, promote
 
 RULE = Promote(bootstrap=500)
-CFG = Config.model_validate(
-    {
-        "evaluate": {"bootstrap": 20, "baselines": []},
-        "promote": {"bootstrap": 200},
-        "deploy": {"reference": 40},
-    }
-)
-CLASSES = ("red", "green", "blue", "yellow", "violet")
-SIDE = 16
-ARGS = {"img_size": SIDE, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
-
-
-# ---- a project without training ----------------------------------------------------------------
-
-
-def picture(label: str, seed: int) -> bytes:
-    """A noisy square of the label's hue: easy for any encoder."""
-    rng = np.random.default_rng(seed)
-    hue = CLASSES.index(label) / len(CLASSES) + rng.uniform(-0.03, 0.03)
-    colour = np.array(colorsys.hsv_to_rgb(hue % 1, 0.8, 0.8)) * 255
-    pixels = np.clip(colour + rng.normal(0, 12, (SIDE, SIDE, 3)), 0, 255)
-    out = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(out, "PNG")
-    return out.getvalue()
-
-
-def samples(sources: dict[str, tuple[str, ...]], groups: int) -> list[shards.Sample]:
-    """Two images per group; every fourth group is held out."""
-    made = []
-    for source, labels in sources.items():
-        for i in range(2 * groups):
-            split = "test" if i // 2 % 4 == 0 else "train"
-            label = labels[i // 2 % len(labels)]
-            seed = int(hashlib.sha256(f"{source}{i}".encode()).hexdigest()[:8], 16)
-            image = picture(label, seed)
-            key = hashlib.sha256(image).hexdigest()
-            group = f"{source}-{i // 2}"
-            made.append(shards.Sample(split, key, "png", image, label, group, source, f"{i}.png"))
-    return sorted(made, key=lambda s: (s.split, s.key))
-
-
-def write_shards(paths: Paths, sources: dict[str, tuple[str, ...]], groups: int = 120) -> None:
-    paths.shards.mkdir(parents=True, exist_ok=True)
-    for file in paths.shards.iterdir():
-        file.unlink()
-    shards.write(paths.shards, samples(sources, groups), 2**20, SIDE)
-    write_lineage(paths.shards, "shard", {}, {}, {})
-
-
-def write_curation(paths: Paths) -> None:
-    """Stands for the stages before the shards: evaluate notes where the seed's features are."""
-    for folder in (paths.manifest, paths.seed_embeddings):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_lineage(folder, folder.name, {}, {}, {})
-
-
-def write_encoder(paths: Paths, seed: int) -> None:
-    torch.manual_seed(seed)
-    meta = {"image_size": SIDE, "mean": [0.5] * 3, "std": [0.25] * 3, "method": "none"}
-    models.save(models.create("vit_tiny_patch16_224", ARGS), paths.pretrain, meta)
-    write_lineage(paths.pretrain, "pretrain", {"seed": seed}, {"shards": paths.shards}, {})
-
-
-def build(paths: Paths, sources: dict[str, tuple[str, ...]], seed: int, groups: int = 120) -> None:
-    """Everything up to stage promote, with an untrained encoder."""
-    write_curation(paths)
-    write_shards(paths, sources, groups)
-    write_encoder(paths, seed)
-    embed.run(CFG, paths)
-    evaluate.run(CFG, paths)
-    tell_baseline(paths, lambda label: np.full(len(label), "none"))
-
-
-def tell_baseline(paths: Paths, answer: Callable[[pd.Series], np.ndarray]) -> None:
-    """What the baseline says, from the true labels."""
-    told = pd.read_parquet(paths.evaluation / "test_predictions.parquet")
-    told = told.assign(prediction=answer(told["label"]), encoder="random")
-    told.to_parquet(paths.evaluation / "baseline_predictions.parquet", index=False)
 
 
 @pytest.fixture
@@ -142,7 +59,7 @@ def outcomes(**gains: tuple[float, int]) -> pd.DataFrame:
 
 def rule(frame: pd.DataFrame, known: set[str] | None, cfg: Promote = RULE) -> tuple[bool, str]:
     trial = Trial(frame, "champion x", None if known is None else frozenset(known))
-    return promote.judge(trial, *promote.compare_all(trial, cfg, seed=0), cfg.margin)
+    return gate.judge(trial, *gate.compare_all(trial, cfg, seed=0), cfg.margin)
 
 
 def test_a_gain_everywhere_is_promoted_and_none_is_not() -> None:
@@ -181,28 +98,28 @@ def test_a_loss_within_the_margin_or_within_chance_does_not() -> None:
     swap = frame[frame["source"] == "b"].index[:14]
     frame.loc[swap[:8], "correct"], frame.loc[swap[:8], "other"] = False, True
     frame.loc[swap[8:], "correct"], frame.loc[swap[8:], "other"] = True, False
-    b = promote.compare(frame[frame["source"] == "b"], RULE, 0.95, 0)
+    b = gate.compare(frame[frame["source"] == "b"], RULE, 0.95, 0)
     assert b["difference"] < -0.03  # large at the point, but chance
     assert b["high"] > 0
     assert rule(frame, {"a", "b"})[0]
 
 
 def test_few_groups_prove_nothing() -> None:
-    assert rule(outcomes(a=(0.4, promote.LEAST - 1)), {"a"})[0] is False
-    assert rule(outcomes(a=(0.4, promote.LEAST)), {"a"})[0] is True
+    assert rule(outcomes(a=(0.4, gate.LEAST - 1)), {"a"})[0] is False
+    assert rule(outcomes(a=(0.4, gate.LEAST)), {"a"})[0] is True
 
 
 def test_looks_share_the_level() -> None:
     frame = outcomes(a=(0.0, 50), n1=(0.0, 50), n2=(0.0, 50))
     trial = Trial(frame, "x", frozenset({"a"}))
-    whole, slices = promote.compare_all(trial, RULE, 0)
+    whole, slices = gate.compare_all(trial, RULE, 0)
     assert whole["level"] == pytest.approx(1 - 0.05 / 3)
     assert {k: round(s["level"], 4) for k, s in slices.items()} == {
         "source:a": 0.95,
         "source:n1": 0.9833,
         "source:n2": 0.9833,
     }
-    alone, _ = promote.compare_all(replace(trial, known=None), RULE, 0)
+    alone, _ = gate.compare_all(replace(trial, known=None), RULE, 0)
     assert alone["level"] == 0.95
 
 
@@ -287,10 +204,10 @@ def test_what_the_registry_holds(first: Paths) -> None:
 
 def test_the_reference_is_drawn_by_content_and_nested(first: Paths) -> None:
     small, large = (
-        promote.reference(CFG.deploy.model_copy(update={"reference": n}), first) for n in (10, 40)
+        _entry.reference(CFG.deploy.model_copy(update={"reference": n}), first) for n in (10, 40)
     )
     assert set(small["sha256"]) <= set(large["sha256"])
-    whole = promote.reference(CFG.deploy.model_copy(update={"reference": 1000}), first)
+    whole = _entry.reference(CFG.deploy.model_copy(update={"reference": 1000}), first)
     assert len(whole) == 60  # one of each held-out group
 
 

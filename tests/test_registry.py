@@ -189,6 +189,49 @@ def test_a_crash_between_log_and_pointer_repeats_nothing(
     assert registry.rollback(folder, "no") == a
 
 
+def test_what_a_crash_left_is_finished_before_anything_else(
+    three: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (a, b, _) = three
+    registry.promote(folder, a, {})
+    for act in (lambda: registry.promote(folder, b, {}), lambda: registry.rollback(folder, "x")):
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, "write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
+            with pytest.raises(OSError, match="full"):
+                act()
+        (folder / ".log.jsonl.torn").write_text("half")
+        assert registry.settle(folder) == registry.history(folder)[-1]["id"]
+        assert not list(folder.glob(".*"))
+    assert registry.champion(folder) == a
+    assert registry.states(folder) == {a: "champion", b: "rejected"}
+
+
+def test_a_decision_against_another_champion_is_refused(three: tuple[Path, list[str]]) -> None:
+    folder, (a, b, c) = three
+    registry.promote(folder, a, {}, expected=None)
+    registry.promote(folder, b, {}, expected=a)
+    with pytest.raises(HeadwaterError, match="no longer the champion"):
+        registry.promote(folder, c, {}, expected=a)
+    assert registry.champion(folder) == b
+    assert registry.rollback(folder, "bad", expected=b) == a
+    assert registry.rollback(folder, "bad", expected=b) == a  # gone already: not two back
+    with pytest.raises(HeadwaterError, match="does not return"):
+        registry.promote(folder, b, {})
+
+
+def test_states_follow_the_log(three: tuple[Path, list[str]]) -> None:
+    folder, (a, b, c) = three
+    registry.promote(folder, a, {})
+    seen = []
+    for event in ("candidate", "approve", "shadow", "reject"):
+        registry.record(folder, event, b, {"reason": event})
+        seen.append(registry.states(folder)[b])
+    assert seen == ["candidate", "approved", "shadow", "rejected"]
+    registry.promote(folder, c, {})
+    assert registry.states(folder) == {a: "retired", b: "rejected", c: "champion"}
+    assert registry.rejected(folder) == {b: "reject"}
+
+
 def test_the_pointer_before_its_log_line_can_be_rolled_back(three: tuple[Path, list[str]]) -> None:
     folder, (a, b, c) = three
     for name in (a, b):

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from ssl_core import images, plugins, sources
+from ssl_core import s3 as s3_api
 from ssl_core.config import Config, Paths
 from ssl_core.errors import HeadwaterError
 from ssl_core.sources import Item, webdataset
@@ -457,12 +458,12 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    images._client.cache_clear()
-    client = images.s3_client()
+    s3_api._client.cache_clear()
+    client = s3_api.client()
     client.create_bucket(Bucket="lake")
     yield client
     client.close()
-    images._client.cache_clear()
+    s3_api._client.cache_clear()
     server.stop()
 
 
@@ -515,10 +516,10 @@ def test_what_is_wrong_with_s3_is_said(
         monkeypatch.delenv(f"AWS_{name}", raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    images._client.cache_clear()
+    s3_api._client.cache_clear()
     with pytest.raises(HeadwaterError, match="no S3 credentials were found"):
         listed("s3://lake/set", tmp_path)
-    images._client.cache_clear()
+    s3_api._client.cache_clear()
 
 
 def test_a_dead_s3_stops_ingest_with_its_address(
@@ -530,12 +531,12 @@ def test_a_dead_s3_stops_ingest_with_its_address(
         ("SECRET_ACCESS_KEY", "x"),
     ):
         monkeypatch.setenv(f"AWS_{name}", value)
-    images._client.cache_clear()
+    s3_api._client.cache_clear()
     cfg = Config.model_validate({"data": {"sources": ["s3://lake/set"]}})
     with pytest.raises(HeadwaterError, match="s3://lake/set: S3 does not answer"):
         ingest.run(cfg, Paths(tmp_path))
     assert not Paths(tmp_path).manifest.exists()
-    images._client.cache_clear()
+    s3_api._client.cache_clear()
 
 
 # ---- another data set, by configuration alone --------------------------------------------------

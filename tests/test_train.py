@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from conftest import headwater
 
-from ssl_core import checkpoints, guard, job, models, sam, train
+from ssl_core import checkpoints, guard, job, models, optim, sam, step, train
 from ssl_core.artifacts import sha256_file
 from ssl_core.config import Before, Config, Paths, Sam, load
 from ssl_core.errors import HeadwaterError
@@ -72,30 +72,15 @@ def test_resume_after_kill_is_exact(sharded: tuple[Config, Paths], project: Path
     assert sha256_file(product / "encoder.safetensors") == weights
 
 
-def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        checkpoints.save(tmp_path, step, {"w": torch.full((4,), float(step))})
-    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-0000002.pt", "step-0000003.pt"]
-    path = tmp_path / "step-0000003.pt"
-    path.write_bytes(path.read_bytes()[:-7])
-    found = checkpoints.latest(tmp_path)
-    assert found is not None
-    assert found[0] == 2
-    assert torch.equal(found[1]["w"], torch.full((4,), 2.0))
-
-
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """The loss of these steps is NaN."""
-    forward = train._gradients
+    forward = step.forward
 
-    def poisoned(run: job.Run, model: torch.nn.Module, views: Any, inputs: Any, step: int) -> Any:
-        def bad(*args: Any, **more: Any) -> Any:
-            loss, metrics = model(*args, **more)
-            return (loss * math.nan if step in steps else loss), metrics
+    def poisoned(run: job.Run, part: step.Part, number: int, weighted: bool = False) -> Any:
+        loss, metrics = forward(run, part, number, weighted)
+        return (loss * math.nan if number in steps else loss), metrics
 
-        return forward(run, bad, views, inputs, step)
-
-    monkeypatch.setattr(train, "_gradients", poisoned)
+    monkeypatch.setattr(step, "forward", poisoned)
 
 
 def fit(cfg: Config, paths: Paths, work: Path) -> torch.nn.Module:
@@ -125,7 +110,7 @@ def test_nan_never_reaches_the_weights(
     assert len(bad[0]["samples"]) == cfg.pretrain.batch_size
     found = checkpoints.latest(work)
     assert found is not None
-    tensors = [t for t in found[1]["method"].values() if t.is_floating_point()]
+    tensors = torch.load(found.data, weights_only=True).values()
     assert all(torch.isfinite(t).all() for t in tensors)
 
 
@@ -133,13 +118,15 @@ def test_a_bad_batch_leaves_batch_norm_alone(
     sharded: tuple[Config, Paths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg, paths = sharded
-    given = train._inputs
+    given = step.parts
 
-    def poisoned(run: job.Run, rows: Any, images: torch.Tensor, step: int) -> Any:
-        views, inputs = given(run, rows, images, step)
-        return [v * math.nan for v in views] if step == 2 else views, inputs
+    def poisoned(run: job.Run, batches: list[step.Batch], number: int) -> list[step.Part]:
+        parts = given(run, batches, number)
+        if number == 2:
+            parts[0].views = [v * math.nan for v in parts[0].views]
+        return parts
 
-    monkeypatch.setattr(train, "_inputs", poisoned)
+    monkeypatch.setattr(step, "parts", poisoned)
     method = fit(cfg, paths, tmp_path / "work")
     norms = [m for m in method.modules() if isinstance(m, torch.nn.BatchNorm1d)]
     assert norms
@@ -265,12 +252,13 @@ def test_before_hands_its_encoder_over(sharded: tuple[Config, Paths], tmp_path: 
     with Reporter("test") as report:
         pretrain.fit(chain, paths.shards, work, report)
     made = safetensors.torch.load_file(work / "before" / "encoder.safetensors")
-    start = torch.load(sorted((work / "before").glob("step-*.pt"))[0], weights_only=True)["method"]
+    (first, *_) = checkpoints.notes(work / "before")
+    start = torch.load(first.data, weights_only=True)
     run = job.build(changed(cfg, init=str(work / "before")), paths.shards, tmp_path)
     own = run.method.encoder.model.state_dict()
     assert set(own) == set(made)  # the whole encoder, no decoder
     assert all(torch.equal(own[k], made[k]) for k in made)
-    assert any(not torch.equal(start[f"encoder.model.{k}"], made[k]) for k in made)
+    assert any(not torch.equal(start[f"method.encoder.model.{k}"], made[k]) for k in made)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("lars", None)])
@@ -286,8 +274,8 @@ def test_optimisers(
     assert type(run.optimizer).__name__.lower() == name
     assert kind is None or isinstance(run.optimizer, kind)
     decays = []
-    for step in (0, run.steps // 2, run.steps):
-        train._set_rates(run, step)
+    for number in (0, run.steps // 2, run.steps):
+        step.set_rates(run, number)
         decays.append([g["weight_decay"] for g in run.optimizer.param_groups])
     assert decays[0] == [0.1, 0.0]
     assert decays[-1] == [pytest.approx(0.3), 0.0]
@@ -321,7 +309,7 @@ def test_two_ranks_train_and_export(sharded: tuple[Config, Paths], project: Path
 
 
 def test_schedule() -> None:
-    rates = [job.learning_rate(s, 100, 1.0, 0.1) for s in range(100)]
+    rates = [optim.learning_rate(s, 100, 1.0, 0.1) for s in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[9] == pytest.approx(1.0)
@@ -341,7 +329,7 @@ def test_auto_precision_avoids_bf16_where_maps_shrink_to_a_point() -> None:
 
 def test_norms_and_biases_are_not_decayed() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
-    decayed, plain = job.parameter_groups(module, 0.1)
+    decayed, plain = optim.parameter_groups(module, 0.1)
     assert [p.ndim for p in decayed["params"]] == [2]
     assert len(plain["params"]) == 3
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)

@@ -121,7 +121,7 @@ def _held_out(groups: NDArray[np.str_]) -> NDArray[np.bool_]:
     return chosen[code]
 
 
-def _temperature(logits: Array, target: Labels) -> float:
+def temperature(logits: Array, target: Labels) -> float:
     """What to divide logits (N, C) by so that confidence fits (arXiv 1706.04599)."""
     from scipy.optimize import minimize_scalar
 
@@ -162,9 +162,9 @@ def choose(known: Embeddings) -> Head:
         right = float((present[(test @ weight.T).argmax(1)] == target[out]).mean())
         if right > best:
             best, best_weight, best_strength = right, weight, strength
-    temperature = _temperature((test @ best_weight.T)[seen], place) if seen.any() else 1.0
+    scale = temperature((test @ best_weight.T)[seen], place) if seen.any() else 1.0
     about = {"strength": best_strength, "accuracy": best}
-    return Head(*basis.back(best_weight), names, temperature, about)
+    return Head(*basis.back(best_weight), names, scale, about)
 
 
 def fit(train: Embeddings, near: Head | None = None) -> Head:

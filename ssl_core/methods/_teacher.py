@@ -40,8 +40,10 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
     Batch-norm statistics are not averaged: the teacher keeps its own (it sees batches too).
     """
-    for mine, other in zip(teacher.parameters(), student.parameters(), strict=True):
-        mine.lerp_(other.detach(), 1 - momentum)
+    mine, others = list(teacher.parameters()), list(student.parameters())
+    if len(mine) != len(others):
+        raise ValueError(f"{len(mine)} and {len(others)} parameters must be as many")
+    torch._foreach_lerp_(mine, others, 1 - momentum)  # one call: on a GPU few kernels
 
 
 def quiet(teacher: nn.Module, training: bool) -> None:

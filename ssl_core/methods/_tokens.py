@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import HeadwaterError
 from ..heads import PrototypeHead
-from ..models import Encoder
+from ..models import Crops, Encoder, Need
 from ..types import Task, View
 from . import _masks, dino
 from ._recipe import Range
@@ -52,17 +52,23 @@ class Method(Taught):
         return self.cfg.crops(self.task.image_size, self.encoder.stride)
 
     def _mask(self, counts: Tensor, smallest: float, like: Tensor) -> Tensor:
-        """(2B,) -> (2B, L), on the device of ``like``; empty when patches do not count."""
-        counts = counts.to(like.device)
+        """(2B,) -> (2B, L), on the CPU; empty when patches do not count.
+
+        There, how many patches are hidden is known without waiting for the device.
+        """
+        counts = counts.cpu()
         return _masks.block_masks(
             counts if self.cfg.patch_weight else 0 * counts, self.side, smallest
         )
 
-    def _teach(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (2, B, K) of the whole global crops, and features (2B, L, D) of their patches."""
-        out = self.teacher(torch.cat(views[:2]))
+    def _teach(self, views: list[Tensor], need: Need = "all") -> tuple[Tensor, Tensor]:
+        """Logits (2, B, K) of the whole global crops, and features of their patches.
+
+        (2B, h, w, D), or with a mask as ``need`` (M, D).
+        """
+        out = self.teacher(torch.cat(views[:2]), need=need)
         logits = self.teacher_head(out.pooled).unflatten(0, (2, -1))  # (2B, K) -> (2, B, K)
-        return logits, out.patch.flatten(1, 2)
+        return logits, out.patch
 
     def _teach_patches(self, patches: Tensor) -> Tensor:
         """(..., D) -> (..., K)."""
@@ -76,12 +82,14 @@ class Method(Taught):
         Local crops are not masked.
         """
         frozen = step < self.cfg.freeze * self.task.steps
-        out = self.encoder(torch.cat(views[:2]), mask=mask, token=self.mask_token)
-        local = [self.encoder(torch.cat(g)).pooled for g in dino.by_size(views[2:])]
-        logits = self.head(torch.cat([out.pooled, *local]), frozen=frozen)
-        masked = out.patch.flatten(1, 2)[mask]  # (2B, h, w, D) -> (2B, L, D) -> (M, D)
+        whole = torch.cat(views[:2])
+        on_device = mask.to(whole.device, non_blocking=True)
+        groups = [Crops(whole, mask=on_device, token=self.mask_token, need=mask)]
+        groups += [Crops(torch.cat(g), need="pooled") for g in dino.by_size(views[2:])]
+        out, *local = self.encoder.many(groups)
+        logits = self.head(torch.cat([out.pooled, *(x.pooled for x in local)]), frozen=frozen)
         head = self.head if self.patch_head is None else self.patch_head
-        return out.pooled, logits.unflatten(0, (len(views), -1)), head(masked, frozen=frozen)
+        return out.pooled, logits.unflatten(0, (len(views), -1)), head(out.patch, frozen=frozen)
 
     def _chance(self, mask: Tensor) -> Tensor:
         """Loss of uniform predictions; crops without masked patches have no patch loss."""

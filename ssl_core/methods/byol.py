@@ -62,9 +62,9 @@ class Method(Taught):
         Each view passes alone: batch norm must not mix views of different colours. The loss
         is 0 when all collapse to one point: only ``std`` of the projections tells.
         """
-        z1, z2 = (self.projector(self.encoder(v).pooled) for v in views)  # (B, out)
+        z1, z2 = (self.projector(self.encoder(v, need="pooled").pooled) for v in views)  # (B, out)
         with torch.no_grad():
-            t1, t2 = (self.teacher_projector(self.teacher(v).pooled) for v in views)
+            t1, t2 = (self.teacher_projector(self.teacher(v, need="pooled").pooled) for v in views)
         return byol(self.predictor(z1), t2) + byol(self.predictor(z2), t1), alignment(z1, z2)
 
     def after_step(self, step: int) -> None:

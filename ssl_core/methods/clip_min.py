@@ -52,7 +52,9 @@ class Method(nn.Module):
 
     def forward(self, views: list[Tensor], step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Two (B, C, S, S) -> loss and monitors (see ``_monitor.alignment``)."""
-        a, b = self.projector(self.encoder(torch.cat(views)).pooled).chunk(2)  # (2B, D)
+        a, b = self.projector(self.encoder(torch.cat(views), need="pooled").pooled).chunk(
+            2
+        )  # (2B, D)
         scale = self.log_scale.exp()
         return clip(a, b, scale), alignment(a, b) | {
             "chance": math.log(len(a) * dist.world()),

@@ -56,7 +56,9 @@ class Method(nn.Module):
         their level. Directions and prior come from torch's global generator.
         """
         c = self.cfg
-        a, b = self.projector(self.encoder(torch.cat(views)).pooled).chunk(2)  # (2B, D)
+        a, b = self.projector(self.encoder(torch.cat(views), need="pooled").pooled).chunk(
+            2
+        )  # (2B, D)
         if c.loss == "swd":
             return generalised.swd(a, b, c.prior, c.weight), alignment(a, b)
         t = _temperature.at(c.temperature, step, self.task)

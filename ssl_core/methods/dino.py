@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..heads import PrototypeHead
 from ..losses import dino as loss
-from ..models import Encoder
+from ..models import Crops, Encoder
 from ..types import Task, View
 from ._recipe import BYOL_COLOURS, MultiCrop
 from ._teacher import Taught, follow, frozen_copy, momentum
@@ -88,11 +88,12 @@ class Method(Taught):
         c, batch = self.cfg, len(views[0])
         warm = loss.warm_temperature(step, round(c.warm * self.task.steps), *c.teacher_temperature)
         with torch.no_grad():
-            logits = self.teacher_head(self.teacher(torch.cat(views[:2])).pooled)
+            logits = self.teacher_head(self.teacher(torch.cat(views[:2]), need="pooled").pooled)
             logits = logits.unflatten(0, (2, batch))  # (2B, K) -> (2, B, K)
             target = loss.targets(logits, self.centre, warm)
             self._seen = loss.batch_centre(logits)
-        features = torch.cat([self.encoder(torch.cat(g)).pooled for g in by_size(views)])
+        outs = self.encoder.many([Crops(torch.cat(g), need="pooled") for g in by_size(views)])
+        features = torch.cat([out.pooled for out in outs])  # (V*B, D)
         student = self.head(features, frozen=step < c.freeze * self.task.steps)
         student = student.unflatten(0, (len(views), batch))  # (V*B, K) -> (V, B, K)
         value = loss.dino(student, target, c.student_temperature)

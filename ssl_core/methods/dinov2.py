@@ -61,10 +61,11 @@ class Method(_tokens.Method):
         counts = _masks.spread_counts(count, c.mask_share, c.mask_ratio, self.side**2)
         mask = self._mask(counts, c.smallest_block, views[0])
         with torch.no_grad():
-            logits, patches = self._teach(views)
+            logits, patches = self._teach(views, need=mask)  # patches: (M, D)
             target = sinkhorn(logits.flatten(0, 1), t, c.iterations).view_as(logits)
-            patch_target = sinkhorn(self._teach_patches(patches[mask]), t, c.iterations)  # (M, K)
+            patch_target = sinkhorn(self._teach_patches(patches), t, c.iterations)  # (M, K)
         features, student, masked = self._learn(views, mask, step)
+        mask = mask.to(masked.device, non_blocking=True)
         whole = loss.dino(student, target, c.student_temperature)
         patch = ibot(masked, patch_target, mask, c.student_temperature)
         first, second = features.chunk(2)  # (2B, D) -> 2 x (B, D)

@@ -65,11 +65,14 @@ class Method(_tokens.Method):
         with torch.no_grad():
             logits, patches = self._teach(views)
             target = loss.targets(logits, self.centre, t)
-            # All patches, since the centre is the mean over all: (2B, L, D) -> (2B, L, K)
-            seen = self._teach_patches(patches)
-            patch_target = loss.targets(seen[mask].unsqueeze(0), self.patch_centre, t_patch)[0]
+            # All patches, since the centre is the mean over all: (2B, h, w, D) -> (2B, L, K)
+            seen = self._teach_patches(patches.flatten(1, 2))
+            patch_target = loss.targets(
+                seen[mask.to(seen.device)].unsqueeze(0), self.patch_centre, t_patch
+            )[0]
             self._seen = loss.batch_centre(logits), loss.batch_centre(seen)
         _, student, masked = self._learn(views, mask, step)
+        mask = mask.to(masked.device, non_blocking=True)
         whole = loss.dino(student, target, c.student_temperature)
         patch = ibot(masked, patch_target, mask, c.student_temperature)
         spread = loss.entropy(target)

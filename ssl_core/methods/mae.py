@@ -36,6 +36,7 @@ PAPER = {
     "scale": (0.2, 1.0),
 }
 KNOB = "lower pretrain.options.ratio"
+PER_SAMPLE = True  # the loss is a mean over images: gradients of parts may be added up
 
 
 class Method(nn.Module):
@@ -88,14 +89,21 @@ class Method(nn.Module):
         side = self.task.image_size // self.patch
         keep, mask = random_mask(len(images), side, self.kept, images.device)
         out = self.encoder(images, keep=keep)
-        pred = self.decoder(out.cls, out.patch, keep)
-        target = loss.targets(images, self.patch, self.cfg.norm_pix)
-        value = loss.mae(pred, target, mask)
+        hidden = hidden_patches(mask, side * side - self.kept)
+        pred = self.decoder(out.cls, out.patch, keep, hidden)  # (B, M, P)
+        target = loss.targets(images, self.patch, self.cfg.norm_pix)  # (B, L, P)
+        target = target.gather(1, hidden.unsqueeze(-1).expand_as(pred))
+        value = loss.mae(pred, target, torch.ones_like(hidden, dtype=torch.bool))
         # Parameters that only pooling uses stay in the graph: DDP waits for their gradient.
         return value + 0 * out.pooled.float().sum(), {"hidden": mask.float().mean()}
 
     def after_step(self, step: int) -> None:
         """Nothing to do: there is no teacher."""
+
+
+def hidden_patches(mask: Tensor, count: int) -> Tensor:
+    """Indices (batch, count) int64 of the true entries of each row, in order."""
+    return mask.byte().argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def random_mask(batch: int, side: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:

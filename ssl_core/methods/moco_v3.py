@@ -83,9 +83,9 @@ class Method(Taught):
         Each view passes alone: batch norm must not mix views of different colours.
         """
         t = _temperature.at(self.cfg.temperature, step, self.task)
-        z1, z2 = (self.projector(self.encoder(v).pooled) for v in views)  # (B, out)
+        z1, z2 = (self.projector(self.encoder(v, need="pooled").pooled) for v in views)  # (B, out)
         with torch.no_grad():
-            k1, k2 = (self.teacher_projector(self.teacher(v).pooled) for v in views)
+            k1, k2 = (self.teacher_projector(self.teacher(v, need="pooled").pooled) for v in views)
         loss = moco(self.predictor(z1), k2, t, weights) + moco(self.predictor(z2), k1, t, weights)
         chance = 4 * t * math.log(len(z1) * dist.world())
         return loss, alignment(z1, z2) | {"chance": chance, "temperature": t}

@@ -12,7 +12,7 @@ from ..errors import HeadwaterError
 from ..heads import projector
 from ..losses import msn as loss
 from ..losses.dino import entropy
-from ..models import Encoder
+from ..models import Crops, Encoder
 from ..types import Task, View
 from . import mae
 from ._recipe import BYOL_COLOURS, MultiCrop
@@ -97,11 +97,12 @@ class Method(Taught):
         """
         c, batch = self.cfg, len(views[0])
         with torch.no_grad():
-            z = self.teacher_projector(self.teacher(views[0]).pooled)
+            z = self.teacher_projector(self.teacher(views[0], need="pooled").pooled)
             target = loss.targets(
                 z, self.prototypes, c.temperature, c.sharpen, c.iterations, self.prior
             )
-        features = torch.cat([self._encode(torch.cat(g)) for g in by_size(views[1:])])
+        outs = self.encoder.many([self._part(torch.cat(g)) for g in by_size(views[1:])])
+        features = torch.cat([out.pooled for out in outs])  # (A*B, D)
         anchors = self.projector(features).unflatten(0, (-1, batch))  # (A*B, d) -> (A, B, d)
         value = loss.msn(
             anchors, target, self.prototypes, c.temperature, c.weight, self.prior, c.direction
@@ -113,16 +114,14 @@ class Method(Taught):
             "chance": math.log(c.prototypes) + c.weight * far,
         }
 
-    def _encode(self, x: Tensor) -> Tensor:
-        """Features (B, D), of a random part of the patches if the encoder can."""
+    def _part(self, x: Tensor) -> Crops:
+        """Views (B, C, S, S), with a random part of the patches if the encoder can."""
         if not self.encoder.is_vit or not self.cfg.drop:
-            out: Tensor = self.encoder(x).pooled
-            return out
+            return Crops(x, need="pooled")
         side = x.shape[-1] // self.encoder.stride
         kept = max(1, int(side * side * (1 - self.cfg.drop)))
         keep, _ = mae.random_mask(len(x), side, kept, x.device)
-        out = self.encoder(x, keep=keep).pooled
-        return out
+        return Crops(x, keep, need="pooled")
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -34,6 +34,8 @@ class Method(simclr.Method):
         There is no chance level: equal cosines give a loss that depends on their level.
         """
         t = _temperature.at(self.cfg.temperature, step, self.task)
-        a, b = self.projector(self.encoder(torch.cat(views)).pooled).chunk(2)  # (2B, D)
+        a, b = self.projector(self.encoder(torch.cat(views), need="pooled").pooled).chunk(
+            2
+        )  # (2B, D)
         loss = rince(a, b, t, self.cfg.q, self.cfg.lam, weights)
         return loss, alignment(a, b) | {"temperature": t}

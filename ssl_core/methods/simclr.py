@@ -64,7 +64,9 @@ class Method(nn.Module):
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Two (B, C, S, S) -> loss and monitors (see ``_monitor.alignment``)."""
         t = _temperature.at(self.cfg.temperature, step, self.task)
-        a, b = self.projector(self.encoder(torch.cat(views)).pooled).chunk(2)  # (2B, D)
+        a, b = self.projector(self.encoder(torch.cat(views), need="pooled").pooled).chunk(
+            2
+        )  # (2B, D)
         chance = math.log(2 * len(a) * dist.world() - 1)
         return nt_xent(a, b, t, weights), alignment(a, b) | {"chance": chance, "temperature": t}
 

@@ -33,6 +33,7 @@ PAPER = {
     "scale": (0.67, 1.0),
 }
 KNOB = "lower pretrain.options.ratio"
+PER_SAMPLE = True  # the loss is a mean over images: gradients of parts may be added up
 
 
 class Method(nn.Module):

@@ -58,7 +58,7 @@ class Method(nn.Module):
 
         The loss is -1 when all collapse to one point: only ``std`` of the projections tells.
         """
-        z1, z2 = (self.projector(self.encoder(v).pooled) for v in views)  # (B, out)
+        z1, z2 = (self.projector(self.encoder(v, need="pooled").pooled) for v in views)  # (B, out)
         loss = negative_cosine(self.predictor(z1), z2) + negative_cosine(self.predictor(z2), z1)
         return loss / 2, alignment(z1, z2)
 

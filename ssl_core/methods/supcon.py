@@ -62,7 +62,9 @@ class Method(nn.Module):
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Two (B, C, S, S) and labels (B,) -> loss and monitors (see ``_monitor.alignment``)."""
         t = _temperature.at(self.cfg.temperature, step, self.task)
-        z = self.projector(self.encoder(torch.cat(views)).pooled).unflatten(0, (2, -1))
+        z = self.projector(self.encoder(torch.cat(views), need="pooled").pooled).unflatten(
+            0, (2, -1)
+        )
         shown = alignment(z[0], z[1])  # z: (2, B, D)
         chance = math.log(2 * z.shape[1] * dist.world() - 1)
         return supcon(z, labels, t, weights), shown | {"chance": chance, "temperature": t}

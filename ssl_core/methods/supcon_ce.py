@@ -112,7 +112,7 @@ class Method(nn.Module):
         c = self.cfg
         t = _temperature.at(c.temperature, step, self.task)
         share = alpha(c.curve, step / self.task.steps, c.switch, c.level)
-        features = self.encoder(torch.cat(views)).pooled  # (2B, D)
+        features = self.encoder(torch.cat(views), need="pooled").pooled  # (2B, D)
         z, logits = self.projector(features), self.classifier(features)
         twice = labels.repeat(2)
         # A weight of 0 still leaves a zero gradient on every parameter, which DDP waits for.

@@ -61,7 +61,7 @@ class Method(nn.Module):
         self, views: list[Tensor], step: int, labels: Tensor
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """One (B, C, S, S) and labels (B,), -1 for unknown -> loss and accuracy on this batch."""
-        logits = self.classifier(self.encoder(views[0]).pooled)  # (B, C)
+        logits = self.classifier(self.encoder(views[0], need="pooled").pooled)  # (B, C)
         value = cross_entropy(logits, labels, self.cfg.label_smoothing)
         chance = math.log(self.task.classes)
         return value, {"accuracy": accuracy(logits, labels), "chance": chance}

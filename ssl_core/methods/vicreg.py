@@ -54,7 +54,7 @@ class Method(nn.Module):
     def forward(self, views: list[Tensor], step: int) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Two (B, C, S, S) -> loss, its three terms without weights, and alignment."""
         c = self.cfg
-        a, b = (self.projector(self.encoder(v).pooled) for v in views)  # (B, out)
+        a, b = (self.projector(self.encoder(v, need="pooled").pooled) for v in views)  # (B, out)
         loss, terms = vicreg(a, b, (c.invariance, c.variance, c.covariance))
         return loss, alignment(a, b) | terms
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..heads import projector
 from ..losses import vicregl as loss
-from ..models import Encoder
+from ..models import Crops, Encoder
 from ..types import Task, View
 from ._monitor import alignment
 from ._recipe import BYOL_COLOURS, MultiCrop
@@ -83,8 +83,9 @@ class Method(nn.Module):
         features: list[Tensor] = []
         maps: list[Tensor] = []
         places: list[Tensor] = []
-        for group in by_size(views):
-            out = self.encoder(torch.cat(group))
+        groups = by_size(views)
+        outs = self.encoder.many([Crops(torch.cat(group)) for group in groups])
+        for group, out in zip(groups, outs, strict=True):
             features.append(out.pooled)
             cells, grid = self._cells(out.patch, len(group))
             at = boxes[len(maps) : len(maps) + len(group)]

@@ -45,7 +45,7 @@ def curves(log: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss, learning rate and the method's own numbers against the step."""
     frame = pd.DataFrame(list(log))
     first = [k for k in ("loss", "lr", "grad_norm") if k in frame]
-    names = first + [k for k in frame.columns if k not in (*first, "step")]
+    names = first + [k for k in frame.columns if k not in (*first, "step", "samples")]
     names = [k for k in names if frame[k].notna().any()][:6]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
@@ -263,16 +263,13 @@ def _evidence(axis: Any, days: Any, history: pd.DataFrame, detectors: list[str])
             markersize=3.5,
             label=name.removeprefix("p_").replace("_", " "),
         )
-    if history["alarm_at"].notna().any():
-        axis.plot(
-            days,
-            -np.log10(history["alarm_at"].to_numpy(float)),
-            color=BAD,
-            linewidth=1,
-            linestyle="--",
-            label="alarm",
-        )
-    axis.set_title("Evidence of change  (−log₁₀ p)")
+    if history["evidence"].notna().any():
+        # Evidence over what raises the alarm, as a logarithm that is moved to end at the line.
+        needed = history["evidence_needed"].to_numpy(float)
+        value = np.log10(np.maximum(history["evidence"].to_numpy(float) / needed, 1e-4)) + 4
+        axis.plot(days, value, color=INK, linewidth=1.8, label="all days together")
+        axis.axhline(4, color=BAD, linewidth=1, linestyle="--", label="alarm")
+    axis.set_title("Evidence of change  (each day: −log₁₀ p;  all days: alarm at the line)")
     axis.set_ylim(bottom=0)
     if detectors:
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8.5)

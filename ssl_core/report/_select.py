@@ -102,7 +102,7 @@ def patch_maps(
     import torch
 
     from .. import models
-    from ..shards import ShardReader
+    from ..reader import ShardReader
 
     meta = read_json(pretrain / "encoder.json")
     reader = ShardReader(shards, "test", 2 * meta["image_size"], cache_bytes=0)

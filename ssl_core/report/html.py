@@ -13,12 +13,11 @@ from markupsafe import Markup
 from ._theme import short
 
 FOLDER = Path(__file__).parent
-SCRIPT = (FOLDER / "page.js").read_text()
 
 
-def policy() -> str:
+def policy(script: str) -> str:
     """Content security policy: only what is in the file itself, and only this script."""
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
@@ -44,8 +43,11 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def render(context: Mapping[str, Any]) -> str:
-    """The whole page. Every value is escaped unless it is Markup made by this package."""
+def render(context: Mapping[str, Any], name: str = "page") -> str:
+    """The whole page ``name``, with its script and, if it has one, its style.
+
+    Every value is escaped unless it is Markup made by this package.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     env = Environment(
@@ -56,6 +58,7 @@ def render(context: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
     )
     env.filters |= {"percent": percent, "p": p_text, "number": number, "short": short}
-    style, script = Markup((FOLDER / "page.css").read_text()), Markup(SCRIPT)
-    page = env.get_template("page.html.j2")
-    return page.render(**context, style=style, script=script, policy=policy())
+    script, css = (FOLDER / f"{name}.js").read_text(), FOLDER / f"{name}.css"
+    own = {"style": Markup(css.read_text() if css.exists() else ""), "script": Markup(script)}
+    page = env.get_template(f"{name}.html.j2")
+    return page.render(**context, **own, policy=policy(script))

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import HeadwaterError
-from ..images import S3, Reject, read_bytes, s3_client, s3_errors, split_s3
+from ..images import read_bytes
+from ..s3 import SCHEME, Missing, client, errors, split
 from ._item import METADATA, Item, Tables, ignored, join
 
 PAGE = 1000  # objects per answer, the most that S3 gives
@@ -15,7 +16,7 @@ PAGE = 1000  # objects per answer, the most that S3 gives
 
 def matches(location: str, root: Path) -> bool:
     """Whether this is an S3 address."""
-    return location.startswith(S3)
+    return location.startswith(SCHEME)
 
 
 def _objects(location: str, bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
@@ -24,15 +25,15 @@ def _objects(location: str, bucket: str, prefix: str) -> Iterator[tuple[str, str
     Raises:
         HeadwaterError: S3 does not answer or refuses.
     """
-    client = s3_client()
+    s3 = client()
     try:
-        with s3_errors(location):
-            lister = client.get_paginator("list_objects_v2")
+        with errors(location):
+            lister = s3.get_paginator("list_objects_v2")
             size = {"PageSize": PAGE}
             for page in lister.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig=size):
                 for found in page.get("Contents", ()):
                     yield found["Key"][len(prefix) :], f"{found['ETag']}:{found['Size']}"
-    except Reject:  # a 404 to a listing means the bucket
+    except Missing:  # a 404 to a listing means the bucket
         rule, fix = "its bucket does not exist", "check data.sources and AWS_ENDPOINT_URL"
         raise HeadwaterError(location, rule, fix) from None
 
@@ -43,11 +44,11 @@ def listing(location: str, root: Path) -> Iterator[Item]:
     Raises:
         HeadwaterError: S3 does not answer or refuses, or a metadata.csv is unusable.
     """
-    bucket, key = split_s3(location)
+    bucket, key = split(location)
     if not bucket:
         raise HeadwaterError(f"source '{location}'", "names no bucket", "write s3://bucket/prefix")
     prefix = key.rstrip("/") + "/" if key.strip("/") else ""
-    base = f"{S3}{bucket}/{prefix}"
+    base = f"{SCHEME}{bucket}/{prefix}"
     tables, files, described = Tables(), dict[str, Item](), list[str]()
     for path, version in sorted(_objects(location, bucket, prefix)):
         folder, name = posixpath.split(path)

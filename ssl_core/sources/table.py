@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import HeadwaterError
-from ..images import S3, split_tar, unsafe
+from ..images import split_tar, unsafe
+from ..s3 import SCHEME
 from ._item import Item, Row, known, parse_csv, ref_of, refused, version_of
 
 KINDS = (".csv", ".parquet")
@@ -38,7 +39,7 @@ def _parquet(path: Path) -> list[tuple[str, Row]]:
 
 
 def _locate(name: str, folder: Path, root: Path) -> Item:
-    if name.startswith(S3):
+    if name.startswith(SCHEME):
         return Item(name)
     if not name or (not os.path.isabs(name) and unsafe(name)):
         shown = ref_of(folder, root) + "/" + name

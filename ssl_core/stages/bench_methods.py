@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import embed, finetune, job, models, plugins, train
+from .. import checkpoints, embed, finetune, job, models, plugins, step
 from ..artifacts import read_json, sha256_file, sha256_json, write_bytes, write_json
 from ..config import Arm, Bench, Config, Paths
 from ..errors import HeadwaterError
 from ..evaluate import knn, linear
 from ..evaluate._head import Head
 from ..progress import Reporter
+from ..reader import ShardReader
 from ..report import bench as pictures
-from ..shards import ShardReader
 from ..types import Labels
 from . import pretrain
 from ._bench_sets import prepared
@@ -78,7 +78,7 @@ def step_flops(cfg: Config, folder: Path) -> int:
     run.method.train()
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernel of the CPU is not counted
-        train.one_step(run, run.method, rows, images, 0)
+        step.take(run, [(rows, images)], 0)
     return int(counter.get_total_flops())
 
 
@@ -109,7 +109,8 @@ def _encoder(cfg: Config, case: Case, folder: Path, work: Path, report: Reporter
     steps = round(own.pretrain.epochs * images / own.pretrain.batch_size)
     about = {"steps": steps, "seconds": time.monotonic() - start}
     models.save(method.encoder, work, {"about": about})
-    for left in (*work.glob("step-*"), *work.glob("*.jsonl")):
+    checkpoints.clear(work)
+    for left in work.glob("*.jsonl"):
         left.unlink()
     return method.encoder, about
 

@@ -14,7 +14,7 @@ from ..artifacts import atomic_dir, sha256_json
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
-from .monitor import partition, read_labels, read_predictions, relative
+from ._days import partition, read_labels, read_predictions, relative
 
 COLUMNS = ["path", "label", "group", "source", "captured_at"]
 SOURCE = "deployment"
@@ -60,11 +60,17 @@ def rows_of(cfg: Config, paths: Paths, date: str) -> pd.DataFrame:
             "sha256": frame["sha256"],
             "path": date + "/" + inside,
             "label": inside.map(known["label"]).astype("str").fillna(""),
-            "group": inside.map(known["group"]).astype("str").fillna(""),
+            "group": _groups(frame, inside.map(known["group"]).astype("str").fillna("")),
             "source": SOURCE,
             "captured_at": date,
         }
     )
+
+
+def _groups(frame: pd.DataFrame, told: pd.Series) -> pd.Series:
+    """The labels' group, else what the path says (``deploy.group``), else blank."""
+    own = frame["group"].astype("str").fillna("") if "group" in frame else ""
+    return told.where(told != "", own)
 
 
 def copy(row: Any, root: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ from .. import embed, models
 from ..artifacts import atomic_dir, read_json, write_lineage
 from ..config import Config, Paths
 from ..progress import Reporter
-from ..shards import ShardReader
+from ..reader import ShardReader
 
 
 def made_here(cfg: Config) -> list[str]:

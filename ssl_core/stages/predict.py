@@ -16,22 +16,24 @@ import torch
 from .. import embed, images, registry
 from ..artifacts import atomic_dir, sha256_json, write_lineage
 from ..config import Config, Paths
+from ..decoding import Pixels, canvas
 from ..errors import HeadwaterError
+from ..harm._quality import MEASURES, table
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..registry import Model
-from ..shards import Pixels, canvas
-from .monitor import partition, read_labels, relative
+from ._days import grouping, partition, read_labels, relative
 
 REJECTS = ("path", "reason", "detail")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One file of the day: ``pixels`` (C, S, S), or why there are none."""
+    """One file of the day: ``pixels`` (C, S, S), or why there are none; ``bytes`` its size."""
 
     path: str
     sha256: str = ""
+    bytes: int = 0
     pixels: Pixels | None = None
     reason: str = ""
     detail: str = ""
@@ -57,15 +59,25 @@ def incoming(cfg: Config, paths: Paths, date: str) -> list[str]:
 def read(
     ref: str, root: Path, max_pixels: int, max_side: int, size: int, channels: int = 3
 ) -> Seen:
-    """Decode as for the shards the model learned from: at most ``max_side``, then a square."""
+    """Read and :func:`look` at the file behind a ref."""
     try:
         data = images.read_bytes(ref, root)
-        pixels = canvas(images.decode(data, max_side, max_pixels, channels), size)
     except images.Reject as reject:
         return Seen(ref, reason=reject.reason, detail=reject.detail)
     except OSError as error:
         return Seen(ref, reason="unreadable", detail=error.strerror or "")
-    return Seen(ref, hashlib.sha256(data).hexdigest(), pixels)
+    return look(ref, data, max_pixels, max_side, size, channels)
+
+
+def look(
+    ref: str, data: bytes, max_pixels: int, max_side: int, size: int, channels: int = 3
+) -> Seen:
+    """Decode as for the shards the model learned from: at most ``max_side``, then a square."""
+    try:
+        pixels = canvas(images.decode(data, max_side, max_pixels, channels), size)
+    except images.Reject as reject:
+        return Seen(ref, reason=reject.reason, detail=reject.detail)
+    return Seen(ref, hashlib.sha256(data).hexdigest(), len(data), pixels)
 
 
 def read_all(refs: list[str], cfg: Config, root: Path, model: Model) -> Iterator[list[Seen]]:
@@ -90,13 +102,21 @@ def read_all(refs: list[str], cfg: Config, root: Path, model: Model) -> Iterator
         yield batch
 
 
+def quality(good: list[Seen]) -> pd.DataFrame:
+    """What a camera can spoil, by image: the columns that detector ``quality`` compares."""
+    pixels = [s.pixels.transpose(1, 2, 0) for s in good if s.pixels is not None]  # (H, W, C)
+    colour = (p if p.shape[2] == 3 else p.mean(axis=2, keepdims=True).repeat(3, 2) for p in pixels)
+    frame = pd.DataFrame(table(colour), columns=list(MEASURES)).astype(np.float32)
+    return frame.assign(bytes=np.array([s.bytes for s in good], np.int64))
+
+
 def name(model: Model, good: list[Seen]) -> pd.DataFrame:
     """Rows of the log for one batch of readable images."""
     stack = torch.from_numpy(np.stack([s.pixels for s in good if s.pixels is not None]))
     mean, std = tuple(model.meta["mean"]), tuple(model.meta["std"])
     found = embed.forward(model.encoder, stack, mean, std)
     prediction, confidence = model.head.predict(found)
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "path": [s.path for s in good],
             "sha256": [s.sha256 for s in good],
@@ -106,12 +126,13 @@ def name(model: Model, good: list[Seen]) -> pd.DataFrame:
             "model": model.id,
         }
     )
+    return pd.concat([frame, quality(good)], axis=1)
 
 
 def empty() -> pd.DataFrame:
     """The log of a day without images: the same columns and types."""
     text = pd.Series(dtype="str")
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         {
             "path": text,
             "sha256": text,
@@ -121,10 +142,12 @@ def empty() -> pd.DataFrame:
             "model": text,
         }
     )
+    return pd.concat([frame, quality([])], axis=1)
 
 
 def with_labels(frame: pd.DataFrame, cfg: Config, paths: Paths, date: str) -> pd.DataFrame:
-    """Column ``label``: null where none has come."""
+    """Columns ``group``, as the path says ("": by itself), and ``label``: null where none came."""
+    frame = frame.assign(group=grouping(cfg.deploy.group)(relative(frame["path"], cfg, date)))
     labels = read_labels(cfg, paths, date)
     if labels is None:
         return frame.assign(label=pd.Series(pd.NA, frame.index, dtype="str"))
@@ -190,7 +213,7 @@ def run(cfg: Config, paths: Paths, date: str, model: str = "") -> dict[str, Any]
             "content": sha256_json(sorted(frame["sha256"])),
         }
         inputs = {"model": registry.path(paths.registry, chosen.id) / registry.CARD}
-        settings = {"incoming": cfg.deploy.incoming, "date": date}
+        settings = {"incoming": cfg.deploy.incoming, "group": cfg.deploy.group, "date": date}
         write_lineage(out, "predict", settings, inputs, counts)
         report.log(f"{date}: {len(frame)} images named by {chosen.id}, {len(rejects)} rejected")
     return {"images": len(frame), "rejected": len(rejects), "model": chosen.id}

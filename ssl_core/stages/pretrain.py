@@ -3,21 +3,38 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .. import job, shards, train
-from ..artifacts import atomic_dir, read_lines, sha256_file, sha256_json, write_lineage
+from .. import job, launch, store, telemetry, train
+from ..artifacts import atomic_dir, read_lines, sha256_file, sha256_json, write_bytes, write_lineage
 from ..config import Before, Config, Paths
+from ..errors import HeadwaterError
 from ..progress import Reporter
+from ..reader import ShardReader
+
+# What may change between a run and the one that continues it.
+FREE = (
+    "accumulate",
+    "augment",
+    "batch_size",
+    "checkpoint_steps",
+    "export",
+    "nodes",
+    "parallel",
+    "processes",
+    "rendezvous",
+    "restarts",
+)
 
 
 def work_folder(cfg: Config, paths: Paths) -> Path:
     """Where this exact job keeps its checkpoints: same data and config resume, others do not."""
     data = sha256_file(paths.shards / "lineage.json")
-    settings = {k: v for k, v in cfg.section("pretrain").items() if k != "checkpoint_steps"}
+    settings = {k: v for k, v in cfg.section("pretrain").items() if k not in FREE}
     key = sha256_json([settings, cfg.seed, data])[:12]
     return paths.runs / "pretrain" / key
 
@@ -55,38 +72,67 @@ def _weigh(cfg: Config, folder: Path, work: Path) -> None:
     from .. import density, embed, models  # here: few need them, and models imports timm
 
     encoder, mean, std = models.seed_encoder(sam.encoder)
-    reader = shards.ShardReader(folder, "train", cfg.pretrain.image_size, rgb=True)
+    reader = ShardReader(folder, "train", cfg.pretrain.image_size, rgb=True)
     features = embed.compute(encoder, reader, mean, std)
     embed.save_array(path, density.weights(features, sam.alpha))
 
 
-def _launch(cfg: Config, paths: Paths, work: Path, report: Reporter) -> None:
-    """The same with several processes; what comes before runs in this one."""
+def _launch(cfg: Config, paths: Paths, work: Path, out: Path, report: Reporter) -> bool:
+    """The same under torchrun; what comes before runs in this process.
+
+    Whether this is the machine of rank 0, the only one that has the encoder.
+    """
+    p = cfg.pretrain
+    if p.nodes != "1" and (p.before.method or (p.sam.radius and p.sam.alpha)):
+        raise HeadwaterError(
+            f"pretrain.nodes {p.nodes}",
+            "cannot prepare pretrain.before or the weights of pretrain.sam on several machines",
+            "train the first method alone and set pretrain.init; set pretrain.sam.alpha: 0",
+        )
     cfg = _after(cfg, paths.shards, work, report)
     _weigh(cfg, paths.shards, work)
-    train.launch(cfg, paths.shards, work, cfg.pretrain.processes)
+    return launch.run(cfg, paths.shards, work, out)
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Train (or go on training) and write the encoder.
 
+    Of several machines only that of rank 0 writes it.
+
     Raises:
         HeadwaterError: damaged shards, unknown method, diverged training.
+        Preempted: SIGTERM or SIGINT came. The state is saved and no product written.
     """
-    shards.verify(paths.shards)
+    store.verify(paths.shards)
     work = work_folder(cfg, paths)
     work.mkdir(parents=True, exist_ok=True)
-    with Reporter("pretrain") as report, atomic_dir(paths.pretrain) as out:
-        if cfg.pretrain.processes > 1:
-            _launch(cfg, paths, work, report)
-            shutil.copytree(work / "final", out, dirs_exist_ok=True)
-        else:
-            train.export(fit(cfg, paths.shards, work, report), cfg, out)
-        shutil.copy(work / "log.jsonl", out / "log.jsonl")
-        log = read_lines(out / "log.jsonl")
+    with Reporter("pretrain") as report, tempfile.TemporaryDirectory(dir=work) as name:
+        made = Path(name)
+        if not launch.needed(cfg.pretrain):
+            train.export(fit(cfg, paths.shards, work, report), cfg, made)
+        elif not _launch(cfg, paths, work, made, report):
+            return {"method": cfg.pretrain.method, "written": "on the machine of rank 0"}
+        counts = _write(cfg, paths, work, made)
+        _keep_telemetry(paths, work)
+    shutil.rmtree(work, ignore_errors=True)  # the whole product stands: the way there may go
+    return counts | {"method": cfg.pretrain.method}
+
+
+def _keep_telemetry(paths: Paths, work: Path) -> None:
+    """Outside the product, whose bytes are the same in every run."""
+    if (work / telemetry.FILE).exists():
+        kept = telemetry.home(paths.runs, paths.pretrain)
+        write_bytes(kept, (work / telemetry.FILE).read_bytes())
+
+
+def _write(cfg: Config, paths: Paths, work: Path, made: Path) -> dict[str, Any]:
+    """The product: encoder, log and lineage."""
+    with atomic_dir(paths.pretrain) as out:
+        shutil.copytree(made, out, dirs_exist_ok=True)
+        shutil.copy(work / train.LOG, out / train.LOG)
+        log = read_lines(out / train.LOG)
         pd.DataFrame(log).to_csv(out / "log.csv", index=False)  # for `dvc plots`
         counts = {"steps": len(log), "loss": log[-1]["loss"]}
         config = cfg.section("pretrain") | {"seed": cfg.seed}
         write_lineage(out, "pretrain", config, {"shards": paths.shards}, counts)
-    shutil.rmtree(work, ignore_errors=True)  # the whole product stands: the way there may go
-    return counts | {"method": cfg.pretrain.method}
+    return counts

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from .. import bands, images, models
 from ..artifacts import atomic_dir, atomic_file, sha256_json, write_lineage
 from ..config import Config, Paths, SeedEncoder
+from ..decoding import Pixels, canvas
 from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
-from ..shards import Pixels, canvas
 from ..types import Array
 from ._gate import require_valid
 

@@ -16,7 +16,7 @@ from ..artifacts import LINEAGE, read_json, sha256_file, sha256_json, write_json
 from ..config import Arm, Config, Paths, Pretrain
 from ..errors import HeadwaterError
 from ..progress import Reporter
-from ..shards import ShardReader
+from ..reader import ShardReader
 from ..types import Array, Embeddings
 from . import evaluate, pretrain
 

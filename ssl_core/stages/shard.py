@@ -13,11 +13,12 @@ from PIL import Image
 
 from .. import bands, images, shards
 from ..artifacts import atomic_dir, write_lineage
+from ..bands import Pixels
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
-from ..shards import Pixels, Sample
+from ..shards import Sample
 
 LOSSY = {"JPEG", "MPO", "WEBP"}  # source formats that have lost detail already
 QUALITY = 95

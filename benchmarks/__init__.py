@@ -1,0 +1,1 @@
+"""Measurements against peers, paired in one run; ``python -m benchmarks.run`` does them all."""
