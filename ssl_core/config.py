@@ -204,8 +204,8 @@ class Bench(Section):
         Arm(method="contrastive", name="contrastive-swd", changes={"options": {"loss": "swd"}}),
     )
     seeds: int = Field(default=3, ge=1)
-    teraflops: float = Field(default=2.5, gt=0)  # of each training
-    fine_tune_steps: int = Field(default=400, ge=0)  # from the linear probe on; 0: none
+    teraflops: float = Field(default=1.5, gt=0)  # of each training
+    fine_tune_steps: int = Field(default=300, ge=0)  # from the linear probe on; 0: none
     backbone: str = "vit_tiny_patch16_224"
     backbone_args: dict[str, Any] = {
         "img_size": 32,

@@ -29,7 +29,7 @@ class Budget:
     """How long and how fast. ``lr`` is for this batch size."""
 
     steps: int = 400
-    batch_size: int = 64
+    batch_size: int = 32
     lr: float = 3e-4
 
 
