@@ -1,4 +1,4 @@
-"""lightly's training loops as its example scripts write them (examples/pytorch/{simclr,dino,mae}.py).
+"""lightly's training loops as its scripts write them (examples/pytorch/{simclr,dino,mae}.py).
 
 Rewritten from the public interface of lightly 1.6: one pass per view through the backbone,
 one loss module, ``torch.optim.AdamW(model.parameters())`` as it comes, ``update_momentum``. Only
@@ -91,9 +91,8 @@ class MAE(nn.Module):
 
     def __init__(self, name: str, dim: int, depth: int, heads: int, ratio: float = 0.75) -> None:
         super().__init__()
-        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
-
         import timm
+        from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 
         vit: Any = timm.create_model(name, num_classes=0)
         self.ratio, self.patch_size = ratio, vit.patch_embed.patch_size[0]

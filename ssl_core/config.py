@@ -192,7 +192,7 @@ class Deploy(Section):
     pause: tuple[str, ...] = ()
     reference: int = 400  # images of the held-out split that stand for normal, one per group
     min_drop: float = 0.05  # accuracy loss (lower bound) that counts as harm
-    # Chance that harm is ever claimed of a model that does none, however often labels are looked at.
+    # Chance that harm is ever claimed of a model that does none, however often one looks.
     harm_alpha: float = Field(default=0.05, gt=0, lt=1)
     # Guesses of accuracy without labels (files in harm/): shown, and asking for labels, no more.
     estimators: tuple[str, ...] = ("atc", "doc", "cbpe", "average_confidence")

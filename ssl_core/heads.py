@@ -58,7 +58,8 @@ class PrototypeHead(nn.Module):
             unit = unit.to(torch.get_autocast_dtype(unit.device.type))
         flat = unit.flatten(0, -2)
         logits: Tensor = _Cosines.apply(flat, self.prototypes, frozen)  # type: ignore[no-untyped-call]
-        return logits.unflatten(0, unit.shape[:-1])
+        out: Tensor = logits.unflatten(0, unit.shape[:-1])
+        return out
 
 
 class _Cosines(torch.autograd.Function):
@@ -153,7 +154,8 @@ class MaskedDecoder(nn.Module):
         batch, length = full.shape[:2]
         rows = (at + length * torch.arange(batch, device=at.device).unsqueeze(1)).flatten()
         plan = packed.Plan(((batch, length),), rows)
-        return packed.run(self.blocks, full.flatten(0, 1), plan).unflatten(0, at.shape)
+        out = packed.run(list(self.blocks), full.flatten(0, 1), plan)
+        return cast(Tensor, out.unflatten(0, at.shape))
 
 
 def _over(index: Tensor, values: Tensor) -> Tensor:

@@ -194,12 +194,8 @@ class Encoder(nn.Module):
         parts = []
         for crops, first, patch in zip(groups, firsts, patches, strict=True):
             pooled = model.forward_head(first.unsqueeze(1), pre_logits=True)  # (B, D) -> (B, 1, D)
-            out = EncoderOutput(first, patch, pooled)
-            parts.append(
-                out
-                if patch.numel() or not isinstance(crops.need, str)
-                else out._replace(patch=None)
-            )
+            named = EncoderOutput(first, patch, pooled)
+            parts.append(_needed(named, "pooled") if isinstance(crops.need, str) else named)
         return parts
 
     def _whole_outputs(
@@ -283,7 +279,7 @@ class Encoder(nn.Module):
 def _needed(out: EncoderOutput, need: Need) -> EncoderOutput:
     """The output without what is not needed."""
     if isinstance(need, str):
-        return out if need == "all" else out._replace(patch=None)
+        return out if need == "all" else out._replace(patch=None)  # type: ignore[arg-type]
     # (B, h, w, D) or (B, K, D) -> (M, D)
     return out._replace(patch=out.patch.flatten(1, -2)[need.flatten(1).to(out.patch.device)])
 

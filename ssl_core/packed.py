@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from timm.layers import Attention, DropPath
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,7 +46,7 @@ class PackedBlock(Block):
     ) -> Tensor:
         """As timm's without a plan: (B, N, D) -> (B, N, D)."""
         if plan is None:
-            return cast(Tensor, super().forward(x, attn_mask, is_causal))
+            return super().forward(x, attn_mask, is_causal)
         y = _attend(cast(Attention, self.attn), self.norm1(x), plan)
         if plan.rows is not None:
             x = x[plan.rows]  # (T, D) -> (W, D)

@@ -142,7 +142,7 @@ def test_what_cannot_be_compared_is_refused(name: str) -> None:
         detector(name).score(good, good, RNG(0), 19, (["a"] * 20, ["b"]))
     bad: Any = good.copy()
     bad[3] = "" if name == "label_shift" else np.nan
-    with pytest.raises(HeadwaterError, match="not finite|not all named"):
+    with pytest.raises(HeadwaterError, match=r"not finite|not all named"):
         detector(name).score(good, bad, RNG(0), 19)
 
 

@@ -11,7 +11,7 @@ from alibi_detect.cd import KSDrift
 def main(source: str, target: str) -> None:
     found = np.load(source)
     alarms = []
-    for reference, days in zip(found["reference"], found["days"]):
+    for reference, days in zip(found["reference"], found["days"], strict=True):
         detector = KSDrift(reference)
         alarms.append([bool(detector.predict(day)["data"]["is_drift"]) for day in days])
     about = {"version": alibi_detect.__version__, "default": "KSDrift, p_val 0.05 a call"}

@@ -24,7 +24,7 @@ def main(source: str, target: str) -> None:
     found = np.load(source)
     alarms = [
         [drifted(reference, day) for day in days]
-        for reference, days in zip(found["reference"], found["days"])
+        for reference, days in zip(found["reference"], found["days"], strict=True)
     ]
     about = {"version": evidently.__version__, "default": "DataDriftPreset, half of the columns"}
     with open(target, "w") as stream:

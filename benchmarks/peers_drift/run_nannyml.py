@@ -15,7 +15,7 @@ def frame(x: np.ndarray) -> pd.DataFrame:
 def main(source: str, target: str) -> None:
     found = np.load(source)
     alarms = []
-    for reference, days in zip(found["reference"], found["days"]):
+    for reference, days in zip(found["reference"], found["days"], strict=True):
         size = days.shape[1]
         names = [f"f{i}" for i in range(days.shape[-1])]
         calculator = nannyml.DataReconstructionDriftCalculator(column_names=names, chunk_size=size)

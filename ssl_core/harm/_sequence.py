@@ -69,7 +69,7 @@ class Evidence:
 
 
 def evidence(days: Sequence[tuple[int, Vector]], error: float) -> Evidence:
-    """Of ``days`` (number from 1, losses (N,)), that from some day on the mean exceeded ``error``."""
+    """Of ``days`` (number from 1, losses (N,)): from some day on the mean exceeded ``error``."""
     ordered = sorted(days, key=lambda d: d[0])
     if not ordered:
         return Evidence(1.0, 0, 0)

@@ -7,7 +7,7 @@ import math
 from typing import Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -40,7 +40,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
     Batch-norm statistics are not averaged: the teacher keeps its own (it sees batches too).
     """
-    mine, others = list(teacher.parameters()), list(student.parameters())
+    mine: list[Tensor] = list(teacher.parameters())
+    others: list[Tensor] = list(student.parameters())
     if len(mine) != len(others):
         raise ValueError(f"{len(mine)} and {len(others)} parameters must be as many")
     torch._foreach_lerp_(mine, others, 1 - momentum)  # one call: on a GPU few kernels

@@ -56,7 +56,8 @@ def paused(deploy: Deploy, date: str) -> bool:
     """
     for entry in deploy.pause:
         start, _, end = entry.partition("..")
-        if not re.fullmatch(r"\d{4}-\d\d-\d\d(\.\.\d{4}-\d\d-\d\d)?", entry) or end and end < start:
+        shaped = re.fullmatch(r"\d{4}-\d\d-\d\d(\.\.\d{4}-\d\d-\d\d)?", entry)
+        if not shaped or (end and end < start):
             rule = "is no day or period"
             raise HeadwaterError(f"deploy.pause '{entry}'", rule, "e.g. 2026-12-20..2027-01-06")
         if start <= date <= (end or start):

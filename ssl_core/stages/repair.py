@@ -120,7 +120,7 @@ def resting(cfg: Config, paths: Paths, day: str) -> str | None:
 def level_of(cfg: Config, attempt: int) -> float:
     """Of each look: all looks of all repairs of one champion together err with 1 - level."""
     looks = sum(plugins.load("repair", name).JUDGED for name in cfg.repair.rungs)
-    return 1 - float(1 - cfg.promote.level) / (max(1, looks) * attempt * (attempt + 1))
+    return 1 - (1 - cfg.promote.level) / float(max(1, looks) * attempt * (attempt + 1))
 
 
 def _case(cfg: Config, paths: Paths, start: dict[str, Any]) -> tuple[Case, dict[str, Any]]:
