@@ -132,6 +132,10 @@ class Pretrain(Section):
     restarts: int = Field(default=3, ge=0)  # of all ranks after one died, under torchrun
     # fsdp: weights, teacher and optimiser are spread over the ranks, for models beyond memory.
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    # Crops of several sizes go through a ViT in one pass, without padding. auto: on a GPU.
+    packing: Literal["auto", "on", "off"] = "auto"
+    # Each block of a ViT is computed again for its gradient: less memory, a third more time.
+    activation_checkpointing: bool = False
     # Where views are made: on the device in the step, by CPU threads ahead of it, or whichever a
     # run's first steps find faster. Choices are the same; a GPU's pixels differ by a grey level.
     augment: Literal["auto", "device", "workers"] = "auto"

@@ -196,6 +196,8 @@ def _place(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Put the method onto its device, laid out over the ranks; what to call, and its optimiser."""
     encoder: models.Encoder = method.encoder  # type: ignore[assignment]
+    encoder.packing = p.packing == "on" or (p.packing == "auto" and device().type == "cuda")
+    encoder.checkpointing = p.activation_checkpointing
     distribute.require_fit(p.parallel, chosen.optimizer, p.sam.radius, encoder.is_vit)
     if p.accumulate > 1:
         accumulation.require_exact(plugin, method, p.parallel)
