@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import accumulation, checkpoints, dist, distribute, models, optim, plugins
-from .artifacts import read_json, read_lines, sha256_json
+from .artifacts import read_lines, sha256_json
 from .augment import Augmenter
 from .checkpoints import Note
 from .config import Config, Pretrain
@@ -24,7 +24,8 @@ from .reader import ShardReader
 from .telemetry import FILE, Telemetry
 from .types import Labels, Task, View
 
-ROLLBACKS, WEIGHTS = "rollbacks.jsonl", "weights.npy"  # in the work folder
+# In the work folder.
+ROLLBACKS, WEIGHTS, REJECTS = "rollbacks.jsonl", "weights.npy", "rejects.jsonl"
 OPTIMIZER = "optimizer."  # begins the names of its tensors in a checkpoint
 KNOB = "change pretrain.options"  # where a method has no advice of its own
 
@@ -159,12 +160,13 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
     torch.manual_seed(cfg.seed)
     plugin, chosen = plugins.load("methods", p.method), options(p)
     encoder = models.load(Path(p.init)) if p.init else models.create(p.backbone, p.backbone_args)
-    reader = ShardReader(shards, "train", p.image_size, cfg.seed, dist.rank(), dist.world())
+    place = dist.rank(), dist.world()
+    listed = work / REJECTS
+    reader = ShardReader(shards, "train", p.image_size, cfg.seed, *place, rejects=listed)
     models.require_channels(encoder, reader.channels)
-    classes = read_json(shards / "index.json")["classes"]
     batch = p.batch_size * dist.world() * p.accumulate
     steps = max(1, round(p.epochs * len(reader) / batch))
-    method = plugin.Method(encoder, chosen, Task(p.crop_size, steps, len(classes)))
+    method = plugin.Method(encoder, chosen, Task(p.crop_size, steps, len(reader.classes)))
     peak = (chosen.lr if p.lr is None else p.lr) * batch / 256
     model, optimizer = _place(method, plugin, p, chosen, peak)
     run = Run(
@@ -175,7 +177,7 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
         options=chosen,
         optimizer=optimizer,
         reader=reader,
-        labels=torch.from_numpy(_codes(reader, classes)),
+        labels=torch.from_numpy(_codes(reader)),
         weights=_weights(p, method, work),
         augment=Augmenter(method.views, *models.normalisation(reader.channels)),
         device=dev,
@@ -213,8 +215,8 @@ def _place(
     return model, optim.create(method, chosen.optimizer, peak, decay, chosen.betas)
 
 
-def _codes(reader: ShardReader, classes: list[str]) -> Labels:
-    return pd.Categorical(reader.frame["label"], categories=classes).codes.astype(np.int64)
+def _codes(reader: ShardReader) -> Labels:
+    return pd.Categorical(reader.frame["label"], categories=reader.classes).codes.astype(np.int64)
 
 
 def _weights(p: Pretrain, method: nn.Module, work: Path) -> Tensor | None:

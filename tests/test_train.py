@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny
 import torch
 from conftest import headwater
 
-from ssl_core import checkpoints, guard, job, models, optim, sam, step, train
-from ssl_core.artifacts import sha256_file
+from ssl_core import checkpoints, guard, job, models, optim, sam, shards, step, train
+from ssl_core.artifacts import sha256_file, write_json
 from ssl_core.config import Before, Config, Paths, Sam, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.progress import Reporter
@@ -333,3 +335,16 @@ def test_norms_and_biases_are_not_decayed() -> None:
     assert [p.ndim for p in decayed["params"]] == [2]
     assert len(plain["params"]) == 3
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_an_image_that_cannot_be_decoded_is_listed_with_the_product(tmp_path: Path) -> None:
+    found = tiny.images(75)
+    found[3] = dataclasses.replace(found[3], image=found[3].image[:40])
+    paths = Paths(tmp_path)
+    paths.shards.mkdir(parents=True)
+    shards.write(paths.shards, found, 2**15, 16)
+    write_json(paths.shards / "lineage.json", {"stage": "shard"})
+    counts = pretrain.run(tiny.config(epochs=2), paths)
+    assert counts["rejected"] == 1
+    (line,) = (paths.pretrain / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == found[3].key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -132,7 +133,10 @@ def _write(cfg: Config, paths: Paths, work: Path, made: Path) -> dict[str, Any]:
         shutil.copy(work / train.LOG, out / train.LOG)
         log = read_lines(out / train.LOG)
         pd.DataFrame(log).to_csv(out / "log.csv", index=False)  # for `dvc plots`
-        counts = {"steps": len(log), "loss": log[-1]["loss"]}
+        refused = sorted(read_lines(work / job.REJECTS), key=lambda r: (r["shard"], r["key"]))
+        text = "".join(json.dumps(r, sort_keys=True) + "\n" for r in refused)
+        write_bytes(out / job.REJECTS, text.encode())
+        counts = {"steps": len(log), "loss": log[-1]["loss"], "rejected": len(refused)}
         config = cfg.section("pretrain") | {"seed": cfg.seed}
         write_lineage(out, "pretrain", config, {"shards": paths.shards}, counts)
     return counts
