@@ -1,7 +1,7 @@
 """``make demo``: the whole life of an encoder on embedded images, through the real pipeline.
 
 Raw images become a champion; weeks of deployment pass; a vendor nobody has seen appears; labels
-prove the harm; the sensor asks for one retraining; the weeks after show what it won back. All runs
+prove the harm; the sensor asks for one repair; the weeks after show what it won back. All runs
 are ordinary Dagster runs in the project's own instance: ``make ui`` shows them afterwards.
 """
 
@@ -109,18 +109,27 @@ def week(demo: Demo, day: str) -> None:
     demo.say(f"{day}  {verdict['verdict']:>5}  accuracy {share}")
 
 
-def sense(demo: Demo) -> bool:
-    """Evaluate the real sensor; run what it asks for."""
+def tick(demo: Demo, sensor: Any, cursor: str | None) -> Any:
+    """Evaluate a real sensor once."""
     import dagster as dg
 
-    from .sensors import retrain_on_harm
+    with dg.build_sensor_context(instance=demo.instance, cursor=cursor) as context:
+        return sensor.evaluate_tick(context)
 
-    with dg.build_sensor_context(instance=demo.instance, cursor=demo.cursor) as context:
-        found = retrain_on_harm.evaluate_tick(context)
+
+def sense(demo: Demo) -> bool:
+    """What the sensors ask for: a repair, and the whole chain if no cheaper rung passes."""
+    from .sensors import full_chain, retrain_on_harm
+
+    found = tick(demo, retrain_on_harm, demo.cursor)
     demo.cursor = found.cursor or demo.cursor
     for request in found.run_requests or []:
         demo.asked.append(str(request.run_key))
-        demo.say(f"sensor: retrain because of {request.run_key}")
+        demo.say(f"sensor: repair because of {request.run_key}")
+        demo.run("repair", request.run_config, tags=dict(request.tags))
+        demo.console.print(ladder_table())
+    for request in tick(demo, full_chain, None).run_requests or []:
+        demo.say("no cheaper rung passed: the whole chain")
         demo.run(
             "retrain",
             request.run_config,
@@ -128,6 +137,18 @@ def sense(demo: Demo) -> bool:
             asset_selection=keys(("collected", *jobs.CHAIN)),
         )
     return bool(found.run_requests)
+
+
+def ladder_table() -> Table:
+    """The rungs of the latest repair."""
+    from ssl_core.config import Paths
+    from ssl_core.stages import repair
+
+    table = Table("rung", "outcome", "seconds", "why", title="repair, cheapest first")
+    for row in (repair.history(Paths(home.ROOT)) or [{"rungs": []}])[-1]["rungs"]:
+        seconds = f"{row['seconds']:.1f}"
+        table.add_row(row["rung"], row["outcome"], seconds, row["reason"])
+    return table
 
 
 def shadow(days: list[str], model: str) -> None:
@@ -182,8 +203,8 @@ def deployment_table(demo: Demo, days: dict[str, list[str]], old: str) -> Table:
     for name, folder, key, model in (
         ("known vendors", live, "stable", old),
         ("new vendor appears", live, "shifted", old),
-        ("new vendor, without retraining", past, "later", old),
-        ("new vendor, after retraining", live, "later", new),
+        ("new vendor, without repair", past, "later", old),
+        ("new vendor, after repair", live, "later", new),
     ):
         value[name], n = truth_accuracy(folder, days[key])
         table.add_row(name, model[:8], str(n), f"{100 * value[name]:.1f}")
