@@ -19,6 +19,9 @@ from .progress import Reporter
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 GRACE = 120  # seconds that torchrun gives its ranks to save after a signal
+# Else ranks that were started again meet in the store of those before them, and wait at the
+# addresses of the dead: connections refused, or no end (seen with torch 2.15).
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def needed(p: Pretrain) -> bool:
@@ -88,6 +91,7 @@ def run(cfg: Config, shards: Path, work: Path, out: Path) -> bool:
         write_json(own / "job.json", job | {"work": str(work), "out": str(out)})
         process = subprocess.Popen(
             command(cfg.pretrain, work, own),
+            env=os.environ | FRESH_STORE,
             start_new_session=True,  # Ctrl-C reaches torchrun once, from here
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )

@@ -121,7 +121,7 @@ def take(run: Run, batches: list[Batch], step: int) -> tuple[float, float, dict[
         found = parts(run, batches, step)
     sharp = run.cfg.pretrain.sam.radius > 0
     if run.telemetry.flops is None:
-        run.telemetry.set_flops(_flops(run, found, step, before) * (2 if sharp else 1))
+        run.telemetry.set_flops(flops(run, found, step) * (2 if sharp else 1))
         run.telemetry.begin()
     with span("forward_backward"):
         loss, metrics = (_sharp_gradients if sharp else gradients)(run, found, step)
@@ -130,14 +130,15 @@ def take(run: Run, batches: list[Batch], step: int) -> tuple[float, float, dict[
     return float(loss), float(norm), metrics
 
 
-def _flops(run: Run, parts: list[Part], step: int, before: list[Tensor]) -> float:
-    """Count those of a step's passes in one that leaves nothing behind.
+def flops(run: Run, parts: list[Part], step: int) -> int:
+    """Floating-point operations of a step's passes, forward and backward, without augmentation.
 
-    A pass of its own: under the counter, operations may run by other kernels, and a run that
-    was resumed counts at another step.
+    Counted in a pass of its own that leaves nothing behind: under the counter, operations may
+    run by other kernels, and a run that was resumed counts at another step.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    before = [buffer.clone() for buffer in run.method.buffers()]
     torch.manual_seed(step_seed(run.cfg.seed, step, dist.rank()))
     # Nothing is compiled before torch._dynamo is imported, which takes seconds.
     compiled = "torch._dynamo" in sys.modules
@@ -148,7 +149,7 @@ def _flops(run: Run, parts: list[Part], step: int, before: list[Tensor]) -> floa
     run.optimizer.zero_grad(set_to_none=True)
     for buffer, value in zip(run.method.buffers(), before, strict=True):
         buffer.copy_(value)
-    return float(counter.get_total_flops() * len(parts))
+    return int(counter.get_total_flops() * len(parts))
 
 
 def _update(run: Run, step: int, before: list[Tensor]) -> Tensor:

@@ -157,7 +157,8 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(paths: Paths, method: s
     assert added == pytest.approx(loss, rel=1e-9)
     assert parts.keys() == whole.keys()
     for name, grad in whole.items():
-        torch.testing.assert_close(parts[name], grad, rtol=1e-6, atol=1e-9, msg=name)
+        # timm interpolates position embeddings in float32, whatever their type.
+        torch.testing.assert_close(parts[name], grad, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def test_batch_norm_in_parts_is_refused(paths: Paths) -> None:

@@ -120,6 +120,7 @@ main()
 """
 
 
+@pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's use of pygtrie
 def test_dvc_does_not_take_a_stopped_stage_for_done(paths: Paths) -> None:
     """It ends with 0, but DVC has removed the old product before and finds no new one."""
     from dvc.exceptions import ReproductionError

@@ -142,11 +142,11 @@ def test_ibot_without_its_patch_loss_is_dino(tied: bool) -> None:
         torch.manual_seed(3)
         plugin = plugins.load("methods", name)
         encoder = models.create("vit_tiny_patch16_224", VIT)
-        method = plugin.Method(encoder, plugin.Config(**FAMILY, **own), TASK)
+        method = plugin.Method(encoder, plugin.Config(**FAMILY, **own), TASK).double()
         values = []
         optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
         for step in range(3):
-            loss, metrics = method(crops(method), step)
+            loss, metrics = method([v.double() for v in crops(method)], step)
             grads = gradients(method, loss)
             optimizer.step()
             method.after_step(step)
@@ -154,9 +154,11 @@ def test_ibot_without_its_patch_loss_is_dino(tied: bool) -> None:
             assert math.isfinite(float(metrics.get("patch", 0)))
         found.append((values, grads, method.centre))
     dino, ibot = found
-    assert dino[0] == ibot[0]  # to the last bit
-    assert all(torch.equal(g, ibot[1][n]) for n, g in dino[1].items())
-    assert torch.equal(dino[2], ibot[2])
+    # Not to the last bit: DINO's last block computes no patch (packed.py), other kernels add up.
+    assert dino[0] == pytest.approx(ibot[0], rel=1e-12)
+    for name, grad in dino[1].items():
+        torch.testing.assert_close(ibot[1][name], grad, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(dino[2], ibot[2], rtol=1e-12, atol=1e-14)
     extra = {n for n in ibot[1] if n not in dino[1]}
     assert "mask_token" in extra
     assert all(ibot[1][n].abs().max() == 0 for n in extra)

@@ -70,16 +70,10 @@ def training(cfg: Config, method: str, seed: int) -> Config:
 
 def step_flops(cfg: Config, folder: Path) -> int:
     """Floating-point operations of one training step, backward pass included."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
     run = job.build(cfg, folder, folder / "none")
-    rows, images = next(run.reader.batches(cfg.pretrain.batch_size, 0, 1))
     run.method.train()
-    counter = FlopCounterMode(display=False)
-    with sdpa_kernel(SDPBackend.MATH), counter:  # the fused kernel of the CPU is not counted
-        step.take(run, [(rows, images)], 0)
-    return int(counter.get_total_flops())
+    batches = list(run.reader.batches(cfg.pretrain.batch_size, 0, 1))
+    return step.flops(run, step.parts(run, batches, 0), 0)
 
 
 def with_budget(cfg: Config, folder: Path, images: int) -> Config:

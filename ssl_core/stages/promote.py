@@ -101,7 +101,8 @@ def _settled(paths: Paths, candidate: str, champion: str | None) -> str | None:
         return "The candidate is the champion already: nothing to decide."
     if (why := registry.rejected(paths.registry).get(candidate)) is not None:
         return f"The candidate was rolled back ({why}) and does not return by itself."
-    if candidate in registry.lineage(paths.registry):
+    # The last to be promoted is not "before": a crash may have come before its pointer was moved.
+    if candidate in registry.lineage(paths.registry)[:-1]:
         return f"The candidate served before {champion}: `headwater rollback` brings it back."
     return None
 
