@@ -20,7 +20,7 @@ demo: setup ## raw images -> champion -> drift -> retraining, with a report
 
 test: setup lint ## lint, type check and all tests
 	@bash tools/chromium.sh
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: setup
 	ruff check .

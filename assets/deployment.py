@@ -37,8 +37,10 @@ def _result(verdict: dict) -> dg.AssetCheckResult:
 def _numbers(verdict: dict) -> dict:
     found = {f"p/{name}": s["p_value"] for name, s in verdict["scores"].items()}
     found |= {f"statistic/{name}": s["statistic"] for name, s in verdict["scores"].items()}
+    found["evidence"] = (verdict["evidence"] or {}).get("value")
     right = verdict["accuracy"] or {}
-    return found | {k: right[k] for k in ("value", "low", "high", "reference") if k in right}
+    found |= {k: right.get(k) for k in ("value", "low", "high", "reference")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @dg.asset(

@@ -56,7 +56,7 @@ class Demo:
         """Execute a job of the definitions in this process; its stages run in their own."""
         from .definitions import defs
 
-        result = defs.get_job_def(job).execute_in_process(
+        result = defs.resolve_job_def(job).execute_in_process(
             instance=self.instance, run_config=QUIET | (run_config or {}), **kwargs
         )
         if not result.success:

@@ -375,3 +375,22 @@ def test_harm_that_begins_late_is_found_and_dated() -> None:
     assert found.e_value > 40
     assert abs(found.since - 26) <= 2
     assert _sequence.evidence([], error).e_value == 1
+
+
+def test_groups_tell_what_their_images_share() -> None:
+    """Alike within a group: as many as groups. Independent: as many as images. Bound covers."""
+    rng, size = np.random.default_rng(0), 4
+    single = (rng.random(400) < 0.3).astype(float)
+    value, n = _accuracy.of_groups(single, np.ones(400))
+    assert value == single.mean()
+    assert n == pytest.approx(399)  # p (1 - p) / (s^2 / G), s^2 with G - 1
+    images = np.full(4000, size)
+    _, n = _accuracy.of_groups(rng.binomial(size, 0.3, 4000) / size, images)
+    assert n == pytest.approx(4000 * size, rel=0.06)
+    assert _accuracy.of_groups(np.full(9, 0.5), np.full(9, 2))[1] == 9
+    missed = 0
+    for _ in range(2000):
+        chance = rng.beta(1.2, 2.8, 150)  # of a group's images: mean 0.3
+        value, n = _accuracy.of_groups(rng.binomial(size, chance) / size, np.full(150, size))
+        missed += _sequence.floor(value * n, n, 0.025) > 0.3
+    assert missed / 2000 < 0.025 + 3 * (0.025 * 0.975 / 2000) ** 0.5

@@ -95,6 +95,19 @@ def stratified(
     return Estimate(value, low, high, effective, variance**0.5)
 
 
+def of_groups(shares: Vector, images: Vector) -> tuple[float, float]:
+    """Accuracy from each group's share of right answers, and how many independent images tell as
+    much: p (1 - p) / variance (Korn and Graubard 1998), never more than there are.
+
+    Args:
+        shares: (G,) in [0, 1]. images: (G,), how many each is of.
+    """
+    p, count = float(shares.mean()), len(shares)
+    variance = float(shares.var(ddof=1)) / count if count > 1 else 0.0
+    effective = p * (1 - p) / variance if variance > 0 else float(count)
+    return p, float(np.clip(effective, 1.0, images.sum()))
+
+
 # ---- slices ------------------------------------------------------------------------------------
 
 

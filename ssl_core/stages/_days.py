@@ -99,7 +99,13 @@ def read_reference(paths: Paths, model: str) -> pd.DataFrame:
     Raises:
         HeadwaterError: the model is not in the registry.
     """
-    return pd.read_parquet(reference_file(paths, model))
+    frame = pd.read_parquet(reference_file(paths, model))
+    if "share" in frame:
+        return frame
+    # Written before groups were told: each image speaks for itself.
+    return frame.assign(
+        share=frame["correct"].astype(float), images=frame["correct"].notna().astype(int)
+    )
 
 
 def read_predictions(paths: Paths, date: str) -> tuple[pd.DataFrame, int]:

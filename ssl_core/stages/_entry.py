@@ -25,7 +25,17 @@ REFERENCE = (
     "prediction",
     "confidence",
     "correct",
+    "share",
+    "images",
 )
+
+
+def with_groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """Adds ``share``, of right answers among a group's labelled images, and their number
+    ``images``: the one that is drawn of a group speaks for all when accuracy is told.
+    """
+    right = frame["correct"].astype(float).groupby(frame["group"])
+    return frame.assign(share=right.transform("mean"), images=right.transform("count"))
 
 
 def reference(cfg: Deploy, paths: Paths) -> pd.DataFrame:
@@ -33,7 +43,7 @@ def reference(cfg: Deploy, paths: Paths) -> pd.DataFrame:
     frame = pd.read_parquet(paths.evaluation / "test_predictions.parquet")
     test = embed.load(paths.embeddings, "test")
     place = pd.Series(np.arange(len(test)), test.sha256)
-    drawn = frame.sort_values("sha256").drop_duplicates("group").head(cfg.reference)
+    drawn = with_groups(frame).sort_values("sha256").drop_duplicates("group").head(cfg.reference)
     features = test.features[place[drawn["sha256"]].to_numpy()]
     drawn = drawn.assign(embedding=list(features))
     return drawn[list(REFERENCE)].reset_index(drop=True)

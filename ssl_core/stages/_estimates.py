@@ -18,7 +18,7 @@ from ..artifacts import read_json
 from ..config import Config, Paths
 from ..evaluate import _head
 from ..harm import _sequence, cbpe
-from ..harm._accuracy import Counted, by_slice
+from ..harm._accuracy import Counted, by_slice, of_groups
 from ..harm._common import Outputs, estimates, record, suspect
 from ._days import features, partition
 from ._labelled import DESIGN, Labelled, Past
@@ -137,6 +137,7 @@ def slices(cfg: Config, labelled: Labelled, reference: pd.DataFrame) -> list[dic
         return []
     theirs, own = clusters(known, frame)
     skip = {"path", "label", "group", "prediction", "confidence", "embedding", "served", "correct"}
+    skip |= {"share", "images"}
     extra = [c for c in frame.columns if c not in skip | set(DESIGN)]
     current = {
         "named": frame["prediction"].to_numpy(str),
@@ -167,6 +168,14 @@ def slices(cfg: Config, labelled: Labelled, reference: pd.DataFrame) -> list[dic
 # ---- proof over time ---------------------------------------------------------------------------
 
 
+def normal(reference: pd.DataFrame) -> tuple[float, float] | None:
+    """The reference's accuracy and how many independent images tell as much; None unlabelled."""
+    known = reference.dropna(subset=["share"])
+    if not len(known):
+        return None
+    return of_groups(known["share"].to_numpy(np.float64), known["images"].to_numpy(np.float64))
+
+
 def proof(cfg: Config, date: str, reference: pd.DataFrame, past: Past) -> dict[str, Any] | None:
     """Evidence of harm from all labels of the model up to ``date``; None without any.
 
@@ -176,12 +185,11 @@ def proof(cfg: Config, date: str, reference: pd.DataFrame, past: Past) -> dict[s
     labelled together, and looks come with the days (a look back at an early day holds fewer
     labels than others did). ``low`` and ``high`` bound the day's accuracy at all looks at it.
     """
-    known = known_outputs(reference)
-    if not past or not len(known) or known.correct is None:
+    known = normal(reference)
+    if not past or known is None:
         return None
-    alpha = cfg.deploy.harm_alpha
-    hits = float(known.correct.sum())
-    error = _sequence.allowed_error(hits, len(known), alpha, cfg.deploy.min_drop)
+    (value, count), alpha = known, cfg.deploy.harm_alpha
+    error = _sequence.allowed_error(value * count, count, alpha, cfg.deploy.min_drop)
     found = _sequence.evidence([(n, labelled.losses()) for _, n, labelled in past], error)
     first = {n: day for day, n, _ in past}
     today = [labelled for day, _, labelled in past if day == date]

@@ -23,7 +23,7 @@ from ..evaluate import _head
 from ..repair import _common, _judge
 from ..repair._common import Ask, Candidate, Context, Skip, Stop
 from ..types import Array
-from ._entry import REFERENCE
+from ._entry import REFERENCE, with_groups
 from ._evidence import DAYS
 
 RESULT, ENTRY = "result.json", "entry.json"
@@ -169,7 +169,7 @@ def reference(head: _head.Head, frame: pd.DataFrame, own: Array, most: int) -> p
         correct=prediction == frame["label"].to_numpy(str),
         rank=frame["part"].map({"new": 0, "earlier": 1, "old": 2}),
     )
-    drawn = told.sort_values(["rank", "sha256"]).drop_duplicates("group").head(most)
+    drawn = with_groups(told).sort_values(["rank", "sha256"]).drop_duplicates("group").head(most)
     return drawn[list(REFERENCE)].reset_index(drop=True)
 
 

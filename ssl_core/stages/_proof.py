@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..config import Config, Deploy
 from ..harm._accuracy import newcombe
-from ._estimates import proof
+from ._estimates import normal, proof
 from ._labelled import Labelled, Past
 
 
@@ -21,11 +21,12 @@ def accuracy(
     count groups, not images. A label the model does not know counts as an error. Labels of a
     request count by their chance of being asked for. ``proof`` is of all labels of the model.
     """
-    known = reference["correct"].dropna().astype(float)
-    if labelled is None or not len(known):
+    known = normal(reference)
+    if labelled is None or known is None:
         return None
+    value, n = known
     found = labelled.accuracy()
-    down, up = newcombe(found.value * found.n, found.n, float(known.sum()), len(known))
+    down, up = newcombe(found.value * found.n, found.n, value * n, n)
     return {
         "value": found.value,
         "low": found.low,
@@ -33,9 +34,9 @@ def accuracy(
         "n": len(labelled.frame),
         "groups": int(labelled.frame["group"].nunique()),
         "effective_n": found.n,
-        "reference": float(known.mean()),
-        "reference_n": len(known),
-        "difference": found.value - float(known.mean()),
+        "reference": value,
+        "reference_n": n,  # independent images that tell as much
+        "difference": found.value - value,
         "difference_low": down,
         "difference_high": up,
         "proof": proof(cfg, date, reference, past),

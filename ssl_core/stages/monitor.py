@@ -144,7 +144,8 @@ def run(cfg: Config, paths: Paths, date: str) -> dict[str, Any]:
                 found = judge(cfg, paths, later)
                 write(cfg, paths, found)
                 report.log(f"{later}, judged again: {found['verdict']}. {found['reason']}")
-    return verdict
+    written: dict[str, Any] = read_json(partition(paths.monitor, date) / VERDICT)  # plain numbers
+    return written
 
 
 def _flat(verdict: dict[str, Any]) -> dict[str, Any]:
