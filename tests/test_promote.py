@@ -188,6 +188,8 @@ def test_what_the_registry_holds(first: Paths) -> None:
         "prediction",
         "confidence",
         "correct",
+        "share",
+        "images",
     ]
     assert len(reference) == CFG.deploy.reference
     assert reference["group"].is_unique
