@@ -190,7 +190,8 @@ def save(given: argparse.Namespace, hits: Counter[str], trained: int, seconds: f
     from ssl_core.artifacts import write_json
 
     found = {
-        "about": {k: v for k, v in vars(given).items() if k != "save"} | {"torch": torch.__version__},
+        "about": {k: v for k, v in vars(given).items() if k != "save"}
+        | {"torch": torch.__version__},
         "kills": dict(hits.most_common()),
         "seconds_without_a_break": round(seconds, 1),
         "trainings": trained,

@@ -127,6 +127,23 @@ def test_a_compiled_run_stops_resumes_and_exports_as_any_other(
     assert names == set(models.create("vit_tiny_patch16_224", DEEP).model.state_dict())
 
 
+def test_operations_are_counted_as_without_compiling(
+    counter: CompileCounterWithBackend, tmp_path: Path
+) -> None:
+    paths = tiny.write(tmp_path)
+    counts = []
+    for choice in ("off", "on"):
+        run = job.build(tiny.config(compile=choice, backbone_args=DEEP), paths.shards, tmp_path)
+        batches = list(run.reader.batches(8, 0, 1))
+        parts = step.parts(run, batches, 0)
+        step.gradients(run, parts, 0)  # compiles
+        frames = counter.frame_count
+        counts.append(step.flops(run, parts, 0))
+        assert counter.frame_count == frames
+    assert counts[0] == counts[1] > 0
+    assert frames > 1
+
+
 def test_no_compiler_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 

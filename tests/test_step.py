@@ -65,9 +65,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(
     after = snapshot(run)
     assert after.keys() == before.keys()
     assert all(torch.equal(after[k], v) for k, v in before.items())
-    step.take(run, bad, 2)
+    step.take(run, bad, 2)  # the same batch without the flaw
     moved = {k for k, v in snapshot(run).items() if not torch.equal(before[k], v)}
-    # The same batch without the flaw moves all of them.
     for part in ("method.encoder.", "optimizer.", *(["method.teacher."] * (method == "dino"))):
         assert any(k.startswith(part) for k in moved), part
 
