@@ -3,7 +3,7 @@
 ``python -m benchmarks.step`` takes a ViT-Ti/16 at 224 px on the CPU: SimCLR (2 x 224), DINO
 (2 x 224 + 6 x 96, 65,536 prototypes) and MAE (75 % hidden, decoder 512 wide and 8 deep). Views
 are ready tensors, so nothing but the step is timed. fp32 on both sides, and bf16 autocast on both
-where the CPU has it. On a GPU it takes a ViT-S/16 and batch 256, and bf16 only.
+where the CPU has it. On a GPU it takes a ViT-S/16 and batch 256, and bf16 only. ``--compile`` measures torch.compile.
 
 Beside the rates stands how far any implementation could go that does the same products of
 matrices: their FLOPs over what this machine reaches on such products, alone (``bound``).
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_core import models, optim, plugins
+from ssl_core import compilation, models, optim, plugins
 from ssl_core.types import Task
 
 from . import _common, _peers
@@ -54,13 +54,22 @@ def views(method: str, batch: int, device: torch.device) -> list[Tensor]:
     return [torch.randn(batch, 3, s, s, device=device) for n, s in counts for _ in range(n)]
 
 
-def ours(method: str, backbone: str, given: list[Tensor], bf16: bool, packing: bool) -> Case:
+def ours(
+    method: str,
+    backbone: str,
+    given: list[Tensor],
+    bf16: bool,
+    packing: bool,
+    compiled: bool = False,
+) -> Case:
     """The inner part of ``ssl_core.step.take``: loss, gradient, clipping, optimiser, teacher."""
     device = given[0].device
     plugin = plugins.load("methods", method)
     encoder = models.create(backbone)
     encoder.packing = packing
     built = plugin.Method(encoder, plugin.Config(**HEADS[method]), Task(224, 1000)).to(device)
+    if compiled:
+        compilation.apply(built, device)
     optimizer = optim.create(built, "adamw", _peers.LR, _peers.DECAY, (0.9, 0.999))
     live = [p for p in built.parameters() if p.requires_grad]
     number = iter(range(500, 10**9))  # after the steps in which DINO's prototypes stand still
@@ -192,14 +201,37 @@ def limit(case: Case, row: _common.Row, batch: int, best: dict[bool, float]) -> 
     }
 
 
+def compiling(batch: int, rounds: int, device: torch.device) -> None:
+    """``pretrain.compile`` on against off: a ViT-S/16 under SimCLR, ``results/compile.json``."""
+    given = views("simclr", batch, device)
+    plain, fast = (
+        ours("simclr", "vit_small_patch16_224", given, device.type == "cuda", False, compiled)
+        for compiled in (False, True)
+    )
+    began = time.perf_counter()
+    fast.step()
+    first = time.perf_counter() - began
+    works: dict[str, _common.Work] = {
+        "off": lambda: (plain.step(), batch)[1],
+        "on": lambda: (fast.step(), batch)[1],
+    }
+    rows = _common.compare("SimCLR 2×224, ViT-S/16", works, "off", rounds)
+    name, title = "compile_gpu" if device.type == "cuda" else "compile", "pretrain.compile"
+    _common.report(name, title, rows, batch=batch, first_compiled_step_s=round(first, 1))
+
+
 def main() -> None:
     """Print the table and write ``results/step.json`` and ``.png``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=list(VIEWS), choices=list(VIEWS))
     parser.add_argument("--batch", type=int, help="images per step (CPU: 8, GPU: 256)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="only what torch.compile brings")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.compile:
+        compiling(args.batch or 2, args.rounds, device)
+        return
     gpu = device.type == "cuda"
     batch = args.batch or (256 if gpu else 8)
     rows: list[_common.Row] = []
