@@ -18,6 +18,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 Work = Callable[[], int]  # does some work, returns how many units (images) were done
+Clock = Callable[[], float]  # seconds
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,27 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def rate(work: Work) -> float:
+def rate(work: Work, clock: Clock = time.perf_counter) -> float:
     """Units per second of one call."""
     synchronise()
-    start = time.perf_counter()
+    start = clock()
     units = work()
     synchronise()
-    return units / (time.perf_counter() - start)
+    return units / (clock() - start)
 
 
 def compare(
-    group: str, cases: Mapping[str, Work], base: str, rounds: int = 5, warmup: int = 1
+    group: str,
+    cases: Mapping[str, Work],
+    base: str,
+    rounds: int = 5,
+    warmup: int = 1,
+    clock: Clock = time.perf_counter,
 ) -> list[Row]:
-    """Measure all cases in alternation; ``base`` is the one the others are divided by."""
+    """Measure all cases in alternation; ``base`` is the one the others are divided by.
+
+    ``clock``: ``time.process_time`` where others use the machine and the work is all the CPU's.
+    """
     names = list(cases)
     for _ in range(warmup):
         for name in names:
@@ -86,7 +95,7 @@ def compare(
     seen: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in names if turn % 2 == 0 else reversed(names):
-            seen[name].append(rate(cases[name]))
+            seen[name].append(rate(cases[name], clock))
     return [_row(group, name, seen[name], seen[base]) for name in names]
 
 

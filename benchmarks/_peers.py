@@ -1,7 +1,7 @@
 """lightly's training loops as its scripts write them (examples/pytorch/{simclr,dino,mae}.py).
 
 Rewritten from the public interface of lightly 1.6: one pass per view through the backbone,
-one loss module, ``torch.optim.AdamW(model.parameters())`` as it comes, ``update_momentum``. Only
+one loss module, ``torch.optim.AdamW(model.parameters())`` not fused, ``update_momentum``. Only
 the sizes are ours, so that both sides train the same model; views come as ready tensors.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Views = list[Tensor]
+LR, DECAY = 1e-4, 0.05  # of AdamW, on both sides
 
 
 def backbone(name: str, **args: Any) -> nn.Module:
@@ -132,9 +133,9 @@ class MAE(nn.Module):
         """No teacher."""
 
 
-def optimizer(model: nn.Module, lr: float = 1e-4) -> torch.optim.Optimizer:
-    """As the examples make it."""
-    return torch.optim.AdamW(model.parameters(), lr=lr)
+def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """As the examples make it, with torch's own choice of loop over parameters."""
+    return torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY)
 
 
 def step(model: Any, optim: torch.optim.Optimizer, views: Views, bf16: bool) -> Tensor:

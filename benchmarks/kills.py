@@ -1,6 +1,6 @@
 """Does training survive kill -9 at any moment, to the bit?
 
-    python benchmarks/kills.py [--kills 50] [--method dino] [--steps 300] [--seed 0]
+    python benchmarks/kills.py [--kills 50] [--method dino] [--steps 300] [--seed 0] [--save]
 
 Trains a tiny ViT on scikit-learn's digits once without a break. Then it starts the same training
 again and again, each time killing its whole process group after a delay that is log-uniform, so
@@ -9,7 +9,8 @@ its end in spite of that, its log and weights must be equal to the first in ever
 one begins, until there were enough kills.
 
 Processes are forked from one that has imported torch and built nothing: a start takes part of a
-second and not ten. What a kill hit is read from what it left on disk.
+second and not ten. What a kill hit is read from what it left on disk. ``--save`` writes
+``results/kills.json``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch; a fork must not inherit thr
 
 IMAGES, BATCH, SIDE = 300, 16, 16
 SHORTEST = 0.02  # seconds until a kill; the longest is the length of a training
+RESULT = Path(__file__).resolve().parent / "results" / "kills.json"
 PRODUCT = ("encoder.safetensors", "log.jsonl", "lineage.json")
 OPTIONS = {
     "dino": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "locals_": 2},
@@ -181,6 +183,23 @@ def run(root: Path, kills: int, seed: int) -> tuple[Counter[str], int, float]:
     return hits, trained, seconds
 
 
+def save(given: argparse.Namespace, hits: Counter[str], trained: int, seconds: float) -> None:
+    """What was killed where; nothing is written unless every training was equal."""
+    import torch
+
+    from ssl_core.artifacts import write_json
+
+    found = {
+        "about": {k: v for k, v in vars(given).items() if k != "save"}
+        | {"torch": torch.__version__},
+        "kills": dict(hits.most_common()),
+        "seconds_without_a_break": round(seconds, 1),
+        "trainings": trained,
+        "equal_in_every_byte": list(PRODUCT),
+    }
+    write_json(RESULT, found)
+
+
 def main() -> None:
     """Read the command line, print what was hit."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -188,6 +207,7 @@ def main() -> None:
     parser.add_argument("--method", choices=sorted(OPTIONS), default="dino")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", action="store_true", help="write results/kills.json")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         root = Path(name)
@@ -197,6 +217,8 @@ def main() -> None:
         from ssl_core.stages import pretrain  # noqa: F401
 
         hits, trained, seconds = run(root, given.kills, given.seed)
+    if given.save:
+        save(given, hits, trained, seconds)
     print(f"{given.method}, {given.steps} steps, {seconds:.1f} s without a break")
     for what, count in hits.most_common():
         print(f"{count:>5}  kills in {what}")

@@ -8,12 +8,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks import _common
 from ssl_core.artifacts import read_json, write_bytes
 
 # Minutes each on two cores; what takes longer runs by its own name (see README.md).
 NAMES = ("data_path", "scaling", "reader", "step", "end_to_end", "memory")
+SHOWN = (*NAMES, "compile")  # of the last there is no peer: ``benchmarks.step --compile``
 
 
 def summary(found: Sequence[str]) -> str:
@@ -28,10 +30,28 @@ def summary(found: Sequence[str]) -> str:
             continue
         rows = [_common.Row(**row) for row in result["rows"]]
         where = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
-        about = "\n".join(f"- {k}: {v}" for k, v in result["about"].items())
-        table = _common.markdown(rows, result["unit"])
+        facts = {k: v for k, v in result["about"].items() if k != "limits"}
+        about = "\n".join(f"- {k}: {v}" for k, v in facts.items())
+        table = _common.markdown(rows, result["unit"]) + limits(result["about"])
         parts.append(f"## {result['title']}\n\n{table}\n\n{where}\n\n{about}\n")
     return "\n".join(parts)
+
+
+def limits(about: dict[str, Any]) -> str:
+    """What holds each case of the step: its products at the machine's best, and its profile."""
+    if "limits" not in about:
+        return ""
+    head = "| | case | GFLOP | step, s | products alone, s | share | time |\n|-|-|-|-|-|-|-|"
+    lines = [head]
+    for method, found in about["limits"].items():
+        for case, f in found.items():
+            time = sorted(f["time"].items(), key=lambda item: -item[1])[:4]
+            where = ", ".join(f"{name.strip('_')} {share:.0%}" for name, share in time)
+            lines.append(
+                f"| {method} | {case} | {f['gflop']} | {f['step_s']} | {f['bound_s']} "
+                f"| {f['share_of_bound']:.0%} | {where} |"
+            )
+    return "\n\n" + "\n".join(lines)
 
 
 def main(chosen: list[str]) -> int:
@@ -39,7 +59,7 @@ def main(chosen: list[str]) -> int:
     failed = 0
     for name in chosen or NAMES:
         failed += subprocess.call([sys.executable, "-m", f"benchmarks.{name}"]) != 0
-    text = summary(NAMES)
+    text = summary(SHOWN)
     write_bytes(_common.RESULTS / "all.md", text.encode())
     print(text)
     return failed

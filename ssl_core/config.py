@@ -134,6 +134,8 @@ class Pretrain(Section):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     # Crops of several sizes go through a ViT in one pass, without padding. auto: on a GPU.
     packing: Literal["auto", "on", "off"] = "auto"
+    # torch.compile of a ViT's blocks and a CNN's stages. auto: on a GPU (benchmarks/README.md).
+    compile: Literal["auto", "on", "off"] = "auto"
     # Each block of a ViT is computed again for its gradient: less memory, a third more time.
     activation_checkpointing: bool = False
     # Where views are made: on the device in the step, by CPU threads ahead of it, or whichever a

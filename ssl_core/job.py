@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import accumulation, checkpoints, dist, distribute, models, optim, plugins
+from . import accumulation, checkpoints, compilation, dist, distribute, models, optim, plugins
 from .artifacts import read_lines, sha256_json
 from .augment import Augmenter
 from .checkpoints import Note
@@ -210,6 +210,8 @@ def _place(
     method.to(device(), memory_format=form)  # type: ignore[call-overload]
     if device().type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)  # children in place
+    if compilation.wanted(p.compile, p.parallel, device()):
+        compilation.apply(method, device())
     model = distribute.wrap(method, p.parallel, device())
     decay = chosen.weight_decay if p.weight_decay is None else p.weight_decay
     return model, optim.create(method, chosen.optimizer, peak, decay, chosen.betas)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def joined(parts: list[Part]) -> Part:
     return Part(views, inputs, torch.cat(weights) if weights else None)
 
 
-def parts(run: Run, batches: list[Batch], step: int) -> list[Part]:
+def parts(run: Run, batches: Sequence[Batch], step: int) -> list[Part]:
     """Views and inputs of a step's batches: one part, or as many if gradients may be added."""
     first = step * len(batches)
     found = [_part(run, batch, number) for number, batch in enumerate(batches, first)]

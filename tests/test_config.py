@@ -25,7 +25,7 @@ pretrain.before.method pretrain.before.options pretrain.before.epochs pretrain.b
 pretrain.before.weight_decay pretrain.sam.radius pretrain.sam.alpha pretrain.sam.encoder
 pretrain.check_steps pretrain.rollbacks pretrain.accumulate pretrain.nodes pretrain.rendezvous
 pretrain.restarts pretrain.parallel pretrain.export pretrain.augment pretrain.packing
-pretrain.activation_checkpointing
+pretrain.activation_checkpointing pretrain.compile
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
 embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few

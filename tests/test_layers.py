@@ -15,7 +15,7 @@ LAYERS = [
     {"reader"},
     {"sources", "methods", "evaluate", "drift", "harm", "curation", "report"},
     {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam"},
-    {"accumulation", "checkpoint_writer", "distribute", "optim", "preemption"},
+    {"accumulation", "checkpoint_writer", "compilation", "distribute", "optim", "preemption"},
     {"job"},
     {"feed"},
     {"step"},

@@ -30,6 +30,8 @@ STEPS, SIZE, BATCH = 40, 32, 16
 TASK = Task(SIZE, STEPS, classes=4)
 # method: options that suit a tiny run; views' sides; what must fall in 20 steps and how far.
 # DINO's loss holds the entropy of its moving targets, which centring raises: KL is what falls.
+# MoCo v3 ends at 0.84, 0.73, 0.75, 0.72 of its start with seeds 0 to 3 (AVX2; within 0.002 of
+# this where the last block computes all tokens), so that 0.8 fails with seed 0.
 TABLE: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
     "simclr": ({"hidden": 64, "out": 32}, [32, 32], "loss", 0.8),
     "moco_v3": ({"hidden": 64, "out": 32, "momentum": 0.9}, [32, 32], "loss", 0.9),
@@ -274,8 +276,10 @@ def test_bf16_is_near_fp32(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rough = one_loss(method)
     assert rough.dtype == torch.float32
-    # Absolute too: the zero of a cosine or of RINCE is of no meaning.
-    assert rough.item() == pytest.approx(exact.item(), rel=0.02, abs=0.04)
+    # Absolute too: the zero of a cosine or of RINCE is of no meaning. RINCE is a difference of
+    # powers of exp(cosine / t): it is 0.0303 off (AVX2), of the others none 0.001 beyond 2 %.
+    near = 0.04 if name == "rince" else 0.03
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02, abs=near)
     rough.backward()
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 

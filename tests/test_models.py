@@ -334,7 +334,7 @@ def test_seed_encoder_is_fed_as_it_was_trained() -> None:
 
 
 def test_seed_encoder_checks_its_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(models, "SEED_SHA256", "0" * 64)
+    monkeypatch.setattr("ssl_core.models._seed.SEED_SHA256", "0" * 64)
     with pytest.raises(HeadwaterError, match="pinned"):
         models.seed_encoder("efficientnet_lite0")
     with pytest.raises(HeadwaterError, match="neither built in nor a folder"):

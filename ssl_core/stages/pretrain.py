@@ -23,6 +23,7 @@ FREE = (
     "augment",
     "batch_size",
     "checkpoint_steps",
+    "compile",
     "export",
     "nodes",
     "parallel",
