@@ -109,7 +109,7 @@ def verdicts(*rows: tuple[str, str, str]) -> pd.DataFrame:
             {"date": d, "model": m, "verdict": v, "reason": f"{v} on {d}", "broken": False}
             for d, m, v in rows
         ]
-    )
+    ).assign(alarm=None, since=None, harm_since=None)
 
 
 def test_harm_of_the_champion_asks_once_with_all_changed_days() -> None:
@@ -124,6 +124,25 @@ def test_harm_of_the_champion_asks_once_with_all_changed_days() -> None:
     assert found == trigger.Request(
         "new:2025-01-22", ("2025-01-15", "2025-01-22"), "harm on 2025-01-22"
     )
+
+
+def test_days_before_the_alarm_on_which_the_change_began_are_taken_along() -> None:
+    history = verdicts(
+        ("2025-01-01", "m", "ok"),
+        ("2025-01-08", "m", "ok"),
+        ("2025-01-15", "m", "ok"),
+        ("2025-01-22", "m", "drift"),
+        ("2025-01-29", "m", "harm"),
+    )
+    history["since"] = ["2025-01-01", *["2025-01-15"] * 4]  # a guess only, until the alarm
+    history["alarm"] = [None, None, None, "2025-01-22", "2025-01-22"]
+    found = trigger.decide(Deploy(), history, "m")
+    assert found is not None
+    assert found.dates == ("2025-01-15", "2025-01-22", "2025-01-29")
+    history["harm_since"] = [*[None] * 4, "2025-01-08"]
+    found = trigger.decide(Deploy(), history, "m")
+    assert found is not None
+    assert found.dates[0] == "2025-01-08"
 
 
 @pytest.mark.parametrize(

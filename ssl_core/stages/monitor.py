@@ -156,6 +156,8 @@ def _flat(verdict: dict[str, Any]) -> dict[str, Any]:
     right = verdict.get("accuracy") or {}
     row |= {k: right.get(k) for k in ("low", "high", "reference")}
     row |= {"accuracy": right.get("value"), "labels": right.get("n")}
+    proven = right.get("proof") if verdict.get("harm") else None
+    row["harm_since"] = proven["since"] if proven else None  # the day on which the loss began
     row["confidence"] = (verdict.get("confidence") or {}).get("value")
     row |= {k: (verdict.get("inputs") or {}).get(k) for k in ("images", "rejected", "broken")}
     for name, score in verdict.get("scores", {}).items():
@@ -166,7 +168,7 @@ def _flat(verdict: dict[str, Any]) -> dict[str, Any]:
 def history(paths: Paths) -> pd.DataFrame:
     """All verdicts by date, one row each: date, model, verdict, reason, evidence,
     evidence_needed, alarm (the day it was raised), since, accuracy, low, high, reference, labels,
-    confidence, images, rejected, broken, and p_<detector>, statistic_<detector>.
+    harm_since, confidence, images, rejected, broken, and p_<detector>, statistic_<detector>.
     """
     files: list[Path] = sorted(paths.monitor.glob(f"date=*/{VERDICT}"))
     return pd.DataFrame([_flat(read_json(f)) for f in files])

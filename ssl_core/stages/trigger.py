@@ -18,6 +18,14 @@ class Request:
     reason: str
 
 
+def _began(changed: pd.DataFrame) -> str:
+    """The day on which the change most likely began: evidence needs days to reach its threshold."""
+    days = changed["date"].astype(str).tolist()
+    for known, since in (("alarm", "since"), ("harm_since", "harm_since")):
+        days += changed.loc[changed[known].notna(), since].dropna().astype(str).tolist()
+    return min(days)
+
+
 def decide(
     deploy: Deploy, history: pd.DataFrame, champion: str | None, last: str = ""
 ) -> Request | None:
@@ -28,8 +36,8 @@ def decide(
         champion: id of the model in service; verdicts on others say nothing about it.
         last: day that caused the latest request, "" if there was none.
 
-    Only harm calls for retraining: a change that does no harm needs none, and what changed is
-    taken along once harm is proven. After a request the cooldown has to pass, in days of data
+    Only harm calls for retraining: a change that does no harm needs none, and all days since the
+    change began are taken along once harm is proven. After a request the cooldown has to pass, in days of data
     and not of wall clock, so that a failing retraining cannot loop.
     """
     if champion is None or not len(history):
@@ -41,7 +49,7 @@ def decide(
     day = str(harmed["date"].max())
     if last and (pd.Timestamp(day) - pd.Timestamp(last)).days < deploy.cooldown_days:
         return None
-    since = own[own["verdict"].isin(["drift", "harm"])]
-    dates = tuple(sorted(str(d) for d in since["date"] if str(d) <= day))
+    began = _began(own[own["verdict"].isin(["drift", "harm"])])
+    dates = tuple(sorted(str(d) for d in own["date"] if began <= str(d) <= day))
     reason = str(harmed.loc[harmed["date"] == day, "reason"].iloc[0])
     return Request(f"{champion}:{day}", dates, reason)
