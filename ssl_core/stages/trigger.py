@@ -37,8 +37,8 @@ def decide(
         last: day that caused the latest request, "" if there was none.
 
     Only harm calls for retraining: a change that does no harm needs none, and all days since the
-    change began are taken along once harm is proven. After a request the cooldown has to pass, in days of data
-    and not of wall clock, so that a failing retraining cannot loop.
+    change began are taken along once harm is proven. After a request the cooldown has to pass, in
+    days of data and not of wall clock, so that a failing retraining cannot loop.
     """
     if champion is None or not len(history):
         return None
