@@ -28,9 +28,11 @@ def wanted(choice: str, parallel: str, device: torch.device) -> bool:
         raise HeadwaterError("pretrain.compile on", rule, "set pretrain.compile: off")
     if choice != "auto":
         return choice == "on"
+    if device.type != "cuda" or parallel == "fsdp":
+        return False
     from torch.utils._triton import has_triton
 
-    return device.type == "cuda" and parallel != "fsdp" and has_triton()
+    return bool(has_triton())
 
 
 def apply(method: nn.Module, device: torch.device) -> None:
