@@ -26,6 +26,7 @@ from .errors import HeadwaterError
 from .lock import exclusive
 
 ABOUT, INDEX = "index.json", "index.parquet"
+PLACE = "place.json"  # beside an index whose shards lie elsewhere (upload.py)
 ATTEMPTS = 7  # in a row without a byte: half a minute
 PAUSE = 0.5  # seconds before the second attempt; doubled for each further one
 CHUNK = 2**20
@@ -267,6 +268,8 @@ Store = Folder | Bucket
 def at(place: Path | str, keep: int = 1, disk_bytes: int = DISK_BYTES) -> Store:
     """The shards in a folder or below an ``s3://`` address (also as a Path makes of one).
 
+    A folder may say in place.json that its shards were moved to S3.
+
     Raises:
         HeadwaterError: there are none, or S3 does not answer.
     """
@@ -274,6 +277,8 @@ def at(place: Path | str, keep: int = 1, disk_bytes: int = DISK_BYTES) -> Store:
     if text.startswith("s3:/"):  # Path turns // into /
         url = s3.SCHEME + text.removeprefix("s3:").lstrip("/")
         return Bucket(url, keep, disk_bytes)
+    if (Path(place) / PLACE).exists():
+        return Bucket(read_json(Path(place) / PLACE)["url"], keep, disk_bytes)
     return Folder(Path(place))
 
 
