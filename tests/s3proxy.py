@@ -17,8 +17,8 @@ REFUSALS = {
     "503": (503, "SlowDown"),
     "500": (500, "InternalError"),
     "expired": (400, "ExpiredToken"),
+    "denied": (403, "AccessDenied"),
 }
-REFUSALS["denied"] = (403, "AccessDenied")
 
 
 class Proxy:
@@ -39,6 +39,7 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
 
             def handle_one_request(self) -> None:
                 with contextlib.suppress(ConnectionError):
@@ -64,8 +65,6 @@ class Proxy:
             self.asked.append((to.command, key, to.headers.get("Range", "")))
             number = sum(a[:2] == (to.command, key) for a in self.asked)
         kind = self.fault(to.command, key, number)
-        if to.headers.get("Expect") == "100-continue" and kind not in REFUSALS:
-            pass  # http.server has answered it
         body = _request_body(to)
         if kind in REFUSALS:
             _refuse(to, *REFUSALS[kind])
@@ -73,9 +72,8 @@ class Proxy:
             self._forward(to, body, kind)
 
     def _forward(self, to: BaseHTTPRequestHandler, body: bytes, kind: str) -> None:
-        upstream = http.client.HTTPConnection(
-            self.target.hostname or "", self.target.port, timeout=30
-        )
+        host, port = self.target.hostname or "", self.target.port
+        upstream = http.client.HTTPConnection(host, port, timeout=30)
         try:
             sent = body[: len(body) // 2] if kind == "torn" else body
             upstream.putrequest(to.command, to.path, skip_host=True, skip_accept_encoding=True)
