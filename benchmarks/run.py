@@ -13,7 +13,7 @@ from benchmarks import _common
 from ssl_core.artifacts import read_json, write_bytes
 
 # Minutes each on two cores; what takes longer runs by its own name (see README.md).
-NAMES = ("data_path", "scaling", "reader", "step", "end_to_end", "memory")
+NAMES = ("data_path", "scaling", "reader", "step", "end_to_end", "memory", "s3")
 
 
 def summary(found: Sequence[str]) -> str:
