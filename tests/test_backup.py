@@ -53,7 +53,12 @@ Path(sys.argv[2]).write_text(json.dumps([found, files]))
 
 def remotes(path: Path, endpoint: str) -> None:
     config = configparser.ConfigParser()
-    config["core"] = {"remote": "s3", "analytics": "false", "check_update": "false"}
+    config["core"] = {
+        "remote": "s3",
+        "analytics": "false",
+        "no_scm": "true",
+        "check_update": "false",
+    }
     for name, bucket in (("s3", BUCKET), ("nobucket", "not-a-bucket")):
         url = {"url": f"s3://{bucket}/backup", "endpointurl": endpoint}
         config[f"'remote \"{name}\"'"] = url

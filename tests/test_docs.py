@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,14 +66,14 @@ def follow(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project that the tutorial makes."""
     folder = tmp_path_factory.mktemp("tutorial")
     pictures(folder / "pictures")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         follow("tutorial.md", patch)
-    yield folder
+    return folder
 
 
 def test_the_tutorial_leads_to_a_report_and_an_encoder(tutorial: Path) -> None:

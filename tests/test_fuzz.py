@@ -28,23 +28,9 @@ from ssl_core import images, sources
 from ssl_core.errors import HeadwaterError
 from ssl_core.images import Reject
 
-REASONS = set(
-    [
-        "16-bit",
-        "animated",
-        "channels",
-        "cmyk",
-        "corrupt",
-        "empty",
-        "not-an-image",
-        "too-large",
-        "too-many-pixels",
-        "too-small",
-        "truncated",
-        "unsupported-mode",
-    ]
-)
-LISTED = REASONS | set(["bad-metadata", "duplicate-key", "missing-file", "unsafe-path"])
+REASONS = {"16-bit", "animated", "channels", "cmyk", "corrupt", "empty", "not-an-image"}
+REASONS |= {"too-large", "too-many-pixels", "too-small", "truncated", "unsupported-mode"}
+LISTED = REASONS | {"bad-metadata", "duplicate-key", "missing-file", "unsafe-path"}
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000")
 CASES, SECONDS = 120, 5.0  # of each format; for any one file
 MAX_PIXELS = 4_000_000
@@ -124,7 +110,6 @@ def outcome(data: bytes, channels: int = 3) -> str:
     except Reject as reject:
         with contextlib.suppress(Reject):
             images.decode(data, 64, MAX_PIXELS, channels)
-        assert reject.reason in REASONS
         return reject.reason
     pixels = images.decode(data, 64, MAX_PIXELS, channels)
     assert pixels.dtype == np.uint8
@@ -146,6 +131,7 @@ def test_a_damaged_file_is_an_image_or_a_known_reject(kind: str) -> None:
     for name, data in mutants(valid(kind), seed, CASES):
         with limit(f"{kind}, {name}"):
             seen[outcome(data, channels)] += 1
+    assert seen.keys() <= REASONS | {"image"}
     assert sum(seen.values()) == CASES
     assert len(seen) > 1, seen  # the damage was felt
 
@@ -249,8 +235,7 @@ def test_a_damaged_tar_is_listed_to_its_last_readable_member(tmp_path: Path, see
             try:
                 items = list(sources.listing("x.tar", tmp_path))
             except HeadwaterError as error:
-                assert "is not a tar" in str(error)
-                seen["no tar"] += 1
+                seen[error.rule] += 1
                 continue
             for item in items:
                 reject = item.reject
@@ -262,6 +247,7 @@ def test_a_damaged_tar_is_listed_to_its_last_readable_member(tmp_path: Path, see
                 if reject is not None:
                     assert reject.reason in LISTED, name
                     seen[reject.reason] += 1
+    assert seen.keys() <= LISTED | {"image", "x.tar is not a tar"}
     assert seen["image"] > CASES
     assert seen["truncated"] > 0
 
