@@ -124,7 +124,7 @@ class _Download:
         if self.got == self.size:
             return  # the connection broke after the last byte
         answer = self._request()
-        if self.size < 0:
+        if not self.got:  # another version may have come into its place
             self.size, self.etag = int(answer["ContentLength"]), answer.get("ETag", "")
             sized(self.size)
         for chunk in answer["Body"].iter_chunks(CHUNK):

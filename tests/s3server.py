@@ -22,7 +22,7 @@ from typing import Any
 KEY, SECRET = "headwater", "not-a-secret"
 BUCKET = "lake"
 GRPC = 10_000  # seaweedfs's distance from an HTTP port to its gRPC port
-START = 60.0  # seconds
+START = 120.0  # seconds
 
 
 @dataclass(frozen=True)

@@ -39,18 +39,18 @@ Rng = np.random.Generator
 
 @contextlib.contextmanager
 def limit(what: object) -> Iterator[None]:
-    """Fail where a file takes too long, rather than hang."""
+    """Fail where a file takes too long (of the processor), rather than hang."""
 
     def late(*_: object) -> None:
         pytest.fail(f"{what}: more than {SECONDS} s")
 
-    old = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    old = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
 
 
 def valid(kind: str) -> bytes:

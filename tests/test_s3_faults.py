@@ -28,10 +28,13 @@ TRANSIENT = ("503", "500", "cut", "slow", "stall")
 
 
 @pytest.fixture
-def proxy(s3_lake: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The environment's S3 is now behind a proxy; waiting is short."""
+def proxy(
+    s3_lake: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Proxy]:
+    """The environment's S3 is now behind a proxy; what must be waited for is short."""
+    stalls = "stall" in request.node.name
     monkeypatch.setattr(s3, "PAUSE", 0.01)
-    monkeypatch.setattr(s3, "READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(s3, "READ_TIMEOUT", 1.0 if stalls else 20.0)
     with s3proxy.running(s3_lake.endpoint) as made:
         monkeypatch.setenv("AWS_ENDPOINT_URL", made.endpoint)
         s3._client.cache_clear()
