@@ -159,4 +159,5 @@ def test_relative_links_lead_somewhere(tmp_path: Path) -> None:
 def test_files_that_the_guides_name_exist() -> None:
     for guide in GUIDES.glob("*.md"):
         for name in re.findall(r"`((?:tests|ssl_core|docs)/[\w/*.]+)`", guide.read_text()):
-            assert list(ROOT.glob(name)), f"{guide.name}: {name}"
+            found = list(ROOT.glob(name.replace("NAME", "*")))
+            assert found, f"{guide.name}: {name}"
