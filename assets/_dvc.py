@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +46,8 @@ def streamed(context: dg.AssetExecutionContext) -> Iterator[None]:
             yield
 
 
-def reproduce(name: str, force: bool = False) -> Any:
-    """Bring one stage up to date and return DVC's Stage.
-
-    Waits where another process holds DVC's lock.
-
-    Raises:
-        dg.Failure: the stage failed; its own message is in the log above.
-    """
-    from dvc.exceptions import ReproductionError
+def with_repo(work: Callable[[Any], Any]) -> Any:
+    """``work`` on DVC's Repo; waits where another process holds DVC's lock."""
     from dvc.lock import LockError
     from dvc.repo import Repo
 
@@ -62,16 +55,31 @@ def reproduce(name: str, force: bool = False) -> Any:
         try:
             # DVC resolves what lies in the repository against the working directory.
             with contextlib.chdir(ROOT), Repo() as repo:
-                repo.reproduce(name, single_item=True, force=force)
-                return repo.stage.collect(name)[0]
+                return work(repo)
         except LockError:
             if attempt + 1 == LOCK_TRIES:
                 raise
             time.sleep(LOCK_SECONDS)
-        except ReproductionError as error:
-            text = f"stage {name} failed: {error.__cause__ or error}. Its message is in the log."
-            raise dg.Failure(text, allow_retries=False) from error
     raise AssertionError("unreachable")
+
+
+def reproduce(name: str, force: bool = False) -> Any:
+    """Bring one stage up to date and return DVC's Stage.
+
+    Raises:
+        dg.Failure: the stage failed; its own message is in the log above.
+    """
+    from dvc.exceptions import ReproductionError
+
+    def work(repo: Any) -> Any:
+        repo.reproduce(name, single_item=True, force=force)
+        return repo.stage.collect(name)[0]
+
+    try:
+        return with_repo(work)
+    except ReproductionError as error:
+        text = f"stage {name} failed: {error.__cause__ or error}. Its message is in the log."
+        raise dg.Failure(text, allow_retries=False) from error
 
 
 def run_stage(context: dg.AssetExecutionContext, name: str, force: bool = False) -> dg.DataVersion:

@@ -49,6 +49,6 @@ def write(folder: Path, count: int, side: int) -> tuple[Path, Path]:
         data = jpeg(image.resize(size, Image.Resampling.BICUBIC) if scale < 1 else image)
         (files / f"{i:05d}.jpg").write_bytes(data)
         key = f"{i:064x}"
-        samples.append(shards.Sample("train", key, "jpg", data, str(i % 10), key, "bench", ""))
+        samples.append(shards.Sample("train", key, "jpg", data, str(i % 10), key, "bench"))
     shards.write(tars, samples, 8 * 2**20, side)
     return files, tars

@@ -57,7 +57,7 @@ def prepare(root: Path, method: str, steps: int, seed: int) -> None:
         data = io.BytesIO()
         picture = Image.fromarray((flat.reshape(8, 8) * 15).astype(np.uint8)).convert("RGB")
         picture.resize((SIDE, SIDE)).save(data, "PNG")
-        names = ("train", f"{i:064x}", "png", data.getvalue(), None, f"g{i}", "digits", f"{i}.png")
+        names = ("train", f"{i:064x}", "png", data.getvalue(), None, f"g{i}", "digits")
         samples.append(shards.Sample(*names))
     folder = Paths(root).shards
     folder.mkdir(parents=True)

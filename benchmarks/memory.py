@@ -50,7 +50,7 @@ def one_shard(folder: Path, count: int) -> pd.DataFrame:
         Image.fromarray(coarse).resize((SIDE, SIDE)).save(out, "JPEG", quality=90)
         images.append(out.getvalue())
     samples = (
-        shards.Sample("train", f"{i:064x}", "jpg", images[i % DISTINCT], f"c{i % 10}", "g", "m", "")
+        shards.Sample("train", f"{i:064x}", "jpg", images[i % DISTINCT], f"c{i % 10}", "g", "m")
         for i in range(count)
     )
     return shards.write(folder, samples, 2**30, SIDE)

@@ -47,6 +47,7 @@ defs = dg.Definitions(
         jobs.watch,
         jobs.deployment,
         jobs.remonitor,
+        jobs.backup,
     ],
     schedules=[schedules.nightly, schedules.daily],
     sensors=[

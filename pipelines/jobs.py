@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from assets.backup import push_products
 from ssl_core.__main__ import CHAIN as STAGES
 
 CHAIN = (*STAGES, "report")
@@ -34,3 +35,8 @@ deployment = dg.define_asset_job(
 remonitor = dg.define_asset_job(
     "remonitor", selection=["monitor"], description="Judge a day again: labels have come."
 )
+
+
+@dg.job(description="Products and registry to the DVC remote (variable HEADWATER_REMOTE, or core).")
+def backup() -> None:
+    push_products()

@@ -75,6 +75,9 @@ class Shard(Section):
     max_bytes: int = Field(default=32 * 2**20, ge=2**14)
     # Longest side in the shards, in pixels; larger images are scaled down.
     max_side: int = 64
+    # s3://bucket/prefix: the tars are moved there and streamed from there, and the product keeps
+    # only their index. Empty: they stay in the product.
+    place: str = Field(default="", pattern=r"^(s3://[^/]+(/.*)?)?$")
 
 
 class Sam(Section):

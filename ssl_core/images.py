@@ -205,15 +205,12 @@ def _read_member(path: Path, name: str) -> bytes:
 
 
 def _read_s3(ref: str) -> bytes:
-    bucket, key = s3.split(ref)
-    client = s3.client()
+    parts: list[bytes] = []
     try:
-        with s3.errors(ref):
-            answer = client.get_object(Bucket=bucket, Key=key)
-            require_size(int(answer["ContentLength"]))
-            return bytes(answer["Body"].read())
+        s3.download(ref, parts.append, require_size)
     except s3.Missing:
         raise Reject("missing-file", "no such object") from None
+    return b"".join(parts)
 
 
 # ---- judging and decoding ----------------------------------------------------------------------

@@ -34,11 +34,10 @@ class Sample:
     label: str | None
     group: str
     source: str
-    path: str
 
     def about(self) -> bytes:
-        """The sample's JSON member."""
-        record = {n: getattr(self, n) for n in ("label", "group", "source", "path")}
+        """The sample's JSON member, without a path: equal images make equal shards anywhere."""
+        record = {n: getattr(self, n) for n in ("label", "group", "source")}
         return json.dumps({"sha256": self.key, **record}, sort_keys=True).encode()
 
 

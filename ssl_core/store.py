@@ -26,18 +26,12 @@ from .errors import HeadwaterError
 from .lock import exclusive
 
 ABOUT, INDEX = "index.json", "index.parquet"
-ATTEMPTS = 7  # in a row without a byte: half a minute
-PAUSE = 0.5  # seconds before the second attempt; doubled for each further one
-CHUNK = 2**20
+PLACE = "place.json"  # beside an index whose shards lie elsewhere (upload.py)
 DISK_BYTES = 8 * 2**30  # of fetched shards
 CACHE = "HEADWATER_CACHE"  # the variable that names the cache folder
 MEND = "run stage shard again, or dvc pull"
 UPLOAD = "upload the shards again"
 OTHER = f"does not match its checksum in {ABOUT}"
-
-
-class Stopped(Exception):
-    """Nobody waits for this shard any longer."""
 
 
 def _table(source: Any, split: str | None) -> pd.DataFrame:
@@ -121,48 +115,20 @@ class Bucket:
         self.room = max(disk_bytes, sum(sizes[:keep]))
         self._locks = {name: threading.Lock() for name in self.about["shards"]}
 
-    def _key(self, name: str) -> str:
-        return f"{self.prefix}/{name}" if self.prefix else name
+    def _get(
+        self, name: str, out: IO[bytes], digest: Any, stop: threading.Event | None = None
+    ) -> None:
+        """Write an object to ``out`` and ``digest``; raises what s3.download raises."""
 
-    def _get(self, name: str, out: IO[bytes], digest: Any, stop: threading.Event) -> None:
-        """Append an object to ``out``; where the connection breaks, go on from there.
-
-        Raises:
-            s3.Missing: there is no such object.
-            HeadwaterError: S3 is dead or refuses.
-            Stopped: ``stop`` was set.
-        """
-        failures, before = 0, 0
-        with s3.errors(f"{self.url}/{name}"):
-            while True:
-                try:
-                    return self._rest(name, out, digest, stop)
-                except Exception as error:
-                    failures = failures + 1 if out.tell() == before else 1
-                    before = out.tell()
-                    if failures >= ATTEMPTS or not s3.passes(error):
-                        raise
-                    if stop.wait(PAUSE * 2 ** (failures - 1)):
-                        raise Stopped from None
-
-    def _rest(self, name: str, out: IO[bytes], digest: Any, stop: threading.Event) -> None:
-        """One request for what ``out`` does not hold yet."""
-        start = {"Range": f"bytes={out.tell()}-"} if out.tell() else {}
-        try:
-            answer = s3.client(1).get_object(Bucket=self.bucket, Key=self._key(name), **start)
-        except s3.refusal() as error:
-            if start and error.response["Error"].get("Code") == "InvalidRange":
-                return  # nothing is left; size and checksum will tell whether it is whole
-            raise
-        for chunk in answer["Body"].iter_chunks(CHUNK):
-            if stop.is_set():
-                raise Stopped
+        def take(chunk: bytes) -> None:
             digest.update(chunk)
             out.write(chunk)
 
+        s3.download(f"{self.url}/{name}", take, stop=stop)
+
     def _small(self, name: str) -> bytes:
         out = io.BytesIO()
-        self._get(name, out, hashlib.sha256(), threading.Event())
+        self._get(name, out, hashlib.sha256())
         return out.getvalue()
 
     def table(self, split: str | None) -> pd.DataFrame:
@@ -183,16 +149,16 @@ class Bucket:
 
         Raises:
             HeadwaterError: S3 is dead, or the object is missing, cut short or altered.
-            Stopped: ``stop`` was set.
+            s3.Stopped: ``stop`` was set.
         """
         file = self._file(shard)
         # The one lock is for this process's threads, the other for other processes.
         with self._locks[shard], exclusive(self.cache / f".{file.stem[:2]}.lock"):
             if not file.exists():
-                self._download(shard, file, stop or threading.Event())
+                self._download(shard, file, stop)
                 self._make_room()
 
-    def _download(self, shard: str, file: Path, stop: threading.Event) -> None:
+    def _download(self, shard: str, file: Path, stop: threading.Event | None) -> None:
         ref, known, digest = f"{self.url}/{shard}", self.about["shards"][shard], hashlib.sha256()
         try:
             with atomic_file(file) as temp, temp.open("wb") as out:
@@ -267,6 +233,8 @@ Store = Folder | Bucket
 def at(place: Path | str, keep: int = 1, disk_bytes: int = DISK_BYTES) -> Store:
     """The shards in a folder or below an ``s3://`` address (also as a Path makes of one).
 
+    A folder may say in place.json that its shards were moved to S3.
+
     Raises:
         HeadwaterError: there are none, or S3 does not answer.
     """
@@ -274,6 +242,8 @@ def at(place: Path | str, keep: int = 1, disk_bytes: int = DISK_BYTES) -> Store:
     if text.startswith("s3:/"):  # Path turns // into /
         url = s3.SCHEME + text.removeprefix("s3:").lstrip("/")
         return Bucket(url, keep, disk_bytes)
+    if (Path(place) / PLACE).exists():
+        return Bucket(read_json(Path(place) / PLACE)["url"], keep, disk_bytes)
     return Folder(Path(place))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import s3server
 from PIL import Image
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
@@ -80,3 +82,27 @@ def headwater(*args: str, cwd: Path, check: bool = True) -> subprocess.Completed
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3server.Server]:
+    """A real S3 server with an empty bucket, one per test process."""
+    with s3server.running(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_lake(
+    s3_server: s3server.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[s3server.Server]:
+    """That server as the environment's S3, with a cache of the test's own."""
+    from ssl_core import s3
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path / "s3-cache"))
+    s3._client.cache_clear()
+    yield s3_server
+    s3._client.cache_clear()

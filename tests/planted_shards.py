@@ -36,7 +36,6 @@ def samples(count: int = 90) -> list[Sample]:
                 label,
                 f"g{i // 2}",
                 "here",
-                f"data/raw/{i}.{ext}",
             )
         )
     return made

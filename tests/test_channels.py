@@ -194,7 +194,7 @@ def test_shards_store_bands_without_loss(tmp_path: Path, channels: int) -> None:
         assert ext == "npy"
         assert (np.load(io.BytesIO(data), allow_pickle=False) == pixels).all()
         assert bands.pack(bands.unpack(data)) == data
-        samples.append(Sample("train", f"{i:064x}", ext, data, "x", "g", "s", "p"))
+        samples.append(Sample("train", f"{i:064x}", ext, data, "x", "g", "s"))
     shards.write(tmp_path, samples, 2**15, 16, channels)
     assert read_json(tmp_path / "index.json")["channels"] == channels
     reader = ShardReader(tmp_path, "train", 16)
@@ -212,7 +212,7 @@ def test_shards_store_bands_without_loss(tmp_path: Path, channels: int) -> None:
 def test_the_webdataset_library_reads_bands(tmp_path: Path) -> None:
     import webdataset
 
-    sample = Sample("train", "a" * 64, "npy", bands.pack(ARRAY), "x", "g", "s", "p")
+    sample = Sample("train", "a" * 64, "npy", bands.pack(ARRAY), "x", "g", "s")
     shards.write(tmp_path, [sample], 2**20, 48, 5)
     tars = [str(tmp_path / "train-000000.tar")]
     (item,) = webdataset.WebDataset(tars, shardshuffle=False).decode()
@@ -243,7 +243,7 @@ def test_canvas_keeps_bands_apart() -> None:
 def test_a_damaged_array_in_a_shard_is_named(tmp_path: Path) -> None:
     data = bytearray(WHOLE)
     data[8:10] = b"\xff\xff"
-    sample = Sample("train", "a" * 64, "npy", bytes(data), "x", "g", "s", "p")
+    sample = Sample("train", "a" * 64, "npy", bytes(data), "x", "g", "s")
     shards.write(tmp_path, [sample], 2**20, 48, 5)
     with pytest.raises(HeadwaterError, match=r"train-000000\.tar:aaa.*cannot be read"):
         ShardReader(tmp_path, "train", 16).take(np.arange(1))
@@ -270,7 +270,7 @@ def test_augmentation_leaves_channels_apart_and_makes_no_colours(channels: int) 
 def test_embedding_takes_any_channels(tmp_path: Path, channels: int) -> None:
     rng = np.random.default_rng(0)
     samples = [
-        Sample("train", f"{i:064x}", "npy", bands.pack(pixels), "x", "g", "s", "p")
+        Sample("train", f"{i:064x}", "npy", bands.pack(pixels), "x", "g", "s")
         for i, pixels in enumerate(rng.integers(0, 256, (6, 32, 32, channels), dtype=np.uint8))
     ]
     shards.write(tmp_path, samples, 2**20, 32, channels)

@@ -17,7 +17,7 @@ data.sources data.test_fraction data.max_pixels data.min_side data.channels
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
-shard.max_bytes shard.max_side
+shard.max_bytes shard.max_side shard.place
 pretrain.method pretrain.recipe pretrain.options pretrain.backbone
 pretrain.backbone_args pretrain.image_size
 pretrain.crop_size pretrain.epochs pretrain.batch_size pretrain.lr pretrain.weight_decay

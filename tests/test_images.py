@@ -309,6 +309,7 @@ def test_an_s3_that_does_not_answer_stops_the_work(monkeypatch: pytest.MonkeyPat
         ("MAX_ATTEMPTS", "1"),
     ):
         monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setattr(s3, "PAUSE", 0.01)
     s3._client.cache_clear()
     with pytest.raises(HeadwaterError, match=r"s3://bucket/x\.png: S3 does not answer"):
         images.read_bytes("s3://bucket/x.png", Path())

@@ -12,7 +12,7 @@ LAYERS = [
     {"config", "plugins", "artifacts", "lock", "dist", "parallel", "progress", "s3"},
     {"images", "models", "heads", "stems", "augment", "shards", "losses", "packed"}
     | {"decoding", "rejects", "store", "telemetry"},
-    {"reader"},
+    {"reader", "upload"},
     {"sources", "methods", "evaluate", "drift", "harm", "curation", "report"},
     {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam"},
     {"accumulation", "checkpoint_writer", "compilation", "distribute", "optim", "preemption"},

@@ -49,7 +49,6 @@ def test_index_offsets_are_those_of_tarfile(folder: Path) -> None:
                     "label": expected.label,
                     "group": expected.group,
                     "source": expected.source,
-                    "path": expected.path,
                 }
         data = (folder / str(name)).read_bytes()
         for row in rows.itertuples():
@@ -58,7 +57,7 @@ def test_index_offsets_are_those_of_tarfile(folder: Path) -> None:
 
 def test_sizes_stay_below_the_cap_and_one_large_sample_stands_alone(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    large = Sample("train", "f" * 64, "png", encoded(rng, "png", (200, 200)), "x", "g", "s", "p")
+    large = Sample("train", "f" * 64, "png", encoded(rng, "png", (200, 200)), "x", "g", "s")
     some = [s for s in samples() if s.split == "train"]
     shards.write(tmp_path, [*some[:30], large, *some[30:]], MAX_BYTES, 200)
     about = json.loads((tmp_path / "index.json").read_text())

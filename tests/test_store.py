@@ -39,7 +39,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.setenv("HEADWATER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setattr(store, "PAUSE", 0.01)
+    monkeypatch.setattr(s3, "PAUSE", 0.01)
     s3._client.cache_clear()
     yield
     s3._client.cache_clear()
@@ -215,7 +215,7 @@ def test_an_altered_shard_is_refused_and_not_kept(faulty: Faulty) -> None:
 def test_closing_does_not_wait_for_a_dead_server(
     faulty: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PAUSE", 60.0)
+    monkeypatch.setattr(s3, "PAUSE", 60.0)
     reader = ShardReader(URL, "train", SIDE)
     first = reader.frame["shard"].iloc[reader.indices(0, 1)[0]]
     faulty.fault = lambda name, number: "" if name == first else "503"

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stream = io.BytesIO()
         Image.fromarray(tile).save(stream, "PNG")
         samples.append(
-            shards.Sample("train", f"{i:064x}", "png", stream.getvalue(), name, str(i), "test", "")
+            shards.Sample("train", f"{i:064x}", "png", stream.getvalue(), name, str(i), "test")
         )
     shards.write(made, samples, 2**20, 48)
     return made

@@ -51,7 +51,7 @@ def samples(sources: dict[str, tuple[str, ...]], groups: int) -> list[shards.Sam
             image = picture(label, seed)
             key = hashlib.sha256(image).hexdigest()
             group = f"{source}-{i // 2}"
-            made.append(shards.Sample(split, key, "png", image, label, group, source, f"{i}.png"))
+            made.append(shards.Sample(split, key, "png", image, label, group, source))
     return sorted(made, key=lambda s: (s.split, s.key))
 
 

@@ -62,7 +62,7 @@ def write_mix(ctx: Context, cfg: Config, folder: Path) -> None:
         pixels = pool.take(np.array([row]))[0].permute(1, 2, 0).numpy()  # (C, S, S) -> (S, S, C)
         label = pool.classes[pool.labels[row]] if pool.labels[row] >= 0 else None
         key, group, source = (str(a[row]) for a in (pool.sha256, pool.groups, pool.sources))
-        return Sample("train", key, "npy", bands.pack(pixels), label, group, source, key)
+        return Sample("train", key, "npy", bands.pack(pixels), label, group, source)
 
     unique = dict.fromkeys(pool.sha256[rows].tolist())
     place = dict(zip(pool.sha256[rows].tolist(), rows.tolist(), strict=True))

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import bands
+from .. import bands, store
 from ._theme import BAD, GOOD, PAPER
 
 Pixels = NDArray[np.uint8]
@@ -64,7 +64,7 @@ class Shards:
     """Random access to stored images by sha256."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.store = store.at(folder)
         index = pd.read_parquet(folder / "index.parquet")
         self.places: dict[str, Any] = {
             str(r.key): r for r in index[["key", "shard", "offset", "size"]].itertuples(index=False)
@@ -75,8 +75,8 @@ class Shards:
         place = self.places.get(key)
         found = None
         if place is not None:
-            with (self.folder / place.shard).open("rb") as stream:
-                found = from_bytes(os.pread(stream.fileno(), place.size, place.offset), side)
+            with self.store.open(place.shard) as handle:
+                found = from_bytes(os.pread(handle, place.size, place.offset), side)
         return np.full((side, side, 3), 235, np.uint8) if found is None else found
 
 

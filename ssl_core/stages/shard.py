@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from .. import bands, images, shards
+from .. import bands, images, shards, upload
 from ..artifacts import atomic_dir, write_lineage
 from ..bands import Pixels
 from ..config import Config, Paths
@@ -59,7 +59,7 @@ def make_sample(row: Any, root: Path, max_side: int, channels: int = 3) -> Sampl
         rule = f"was readable at ingest and is not now ({error})"
         raise HeadwaterError(row.path, rule, fix) from error
     label = None if pd.isna(row.label) else str(row.label)
-    return Sample(row.split, row.sha256, ext, image, label, row.group, row.source, row.path)
+    return Sample(row.split, row.sha256, ext, image, label, row.group, row.source)
 
 
 def order(frame: pd.DataFrame) -> pd.DataFrame:
@@ -74,8 +74,10 @@ def order(frame: pd.DataFrame) -> pd.DataFrame:
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write shards/: <split>-<number>.tar, index.parquet and index.json.
 
+    With ``shard.place``, the tars are there and place.json stands for them.
+
     Raises:
-        HeadwaterError: an image changed since ingest.
+        HeadwaterError: an image changed since ingest, or S3 does not take the shards.
     """
     frame = order(pd.read_parquet(paths.curated / "curated.parquet"))
     threads, side, channels = os.cpu_count() or 1, cfg.shard.max_side, cfg.data.channels
@@ -100,6 +102,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             "shards": int(index["shard"].nunique()),
             "bytes": sum(f.stat().st_size for f in out.glob("*.tar")),
         }
+        if cfg.shard.place:
+            upload.move(out, cfg.shard.place)
         config = cfg.section("shard") | {"channels": channels}
         write_lineage(out, "shard", config, {"curated": paths.curated}, counts)
         report.log(f"{len(index)} images in {counts['shards']} shards", **counts)
