@@ -14,12 +14,8 @@ from benchmarks import _common
 from ssl_core.artifacts import read_json, write_bytes
 
 # Minutes each on two cores; what takes longer runs by its own name (see README.md).
-<<<<<<< HEAD
-NAMES = ("data_path", "scaling", "reader", "step", "end_to_end", "memory")
-SHOWN = (*NAMES, "compile")  # of the last there is no peer: ``benchmarks.step --compile``
-=======
 NAMES = ("data_path", "scaling", "reader", "step", "end_to_end", "memory", "s3")
->>>>>>> h-s3
+SHOWN = (*NAMES, "compile")  # of the last there is no peer: ``benchmarks.step --compile``
 
 
 def summary(found: Sequence[str]) -> str:
