@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,3 +108,32 @@ def s3_lake(
     s3._client.cache_clear()
     yield s3_server
     s3._client.cache_clear()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A boto3 client of a real HTTP server (moto) that the environment points to; s3://lake."""
+    from moto.server import ThreadedMotoServer
+
+    from ssl_core import s3
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    place = f"http://{host}:{port}"
+    for name, value in (
+        ("ENDPOINT_URL", place),
+        ("ACCESS_KEY_ID", "t"),
+        ("SECRET_ACCESS_KEY", "t"),
+    ):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    # moto keeps what earlier servers of this process were given.
+    with urllib.request.urlopen(f"{place}/moto-api/reset", data=b""):
+        pass
+    s3._client.cache_clear()
+    client = s3.client()
+    client.create_bucket(Bucket="lake")
+    yield client
+    client.close()
+    s3._client.cache_clear()
+    server.stop()

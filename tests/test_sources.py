@@ -7,7 +7,6 @@ import json
 import os
 import tarfile
 import unicodedata
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -448,23 +447,9 @@ def test_a_missing_shard_and_a_file_that_is_no_tar_are_errors(tmp_path: Path) ->
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A boto3 client of a real HTTP server (moto) that the environment points to."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    s3_api._client.cache_clear()
-    client = s3_api.client()
-    client.create_bucket(Bucket="lake")
-    yield client
-    client.close()
-    s3_api._client.cache_clear()
-    server.stop()
+def s3(bucket: Any) -> Any:
+    """A boto3 client of a real HTTP server."""
+    return bucket
 
 
 def test_objects_below_a_prefix_are_listed_page_by_page(

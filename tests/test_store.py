@@ -46,21 +46,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.fixture
-def moto(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def moto(folder: Path, bucket: Any) -> Any:
     """A client of a bucket that holds the folder's files."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    client = s3.client()
-    client.create_bucket(Bucket="lake")
     for file in folder.iterdir():
-        client.put_object(Bucket="lake", Key=f"set/{file.name}", Body=file.read_bytes())
-    yield client
-    client.close()
-    server.stop()
+        bucket.put_object(Bucket="lake", Key=f"set/{file.name}", Body=file.read_bytes())
+    return bucket
 
 
 class Faulty:
