@@ -163,9 +163,9 @@ def simulate(
 ) -> None:
     """Live through a year of deployment under several policies of retraining, and compare them.
 
-    Eight scenarios on handwritten digits, from no change to a broken camera; how many accuracy-weeks
-    each policy loses, what it costs, and which promotions do harm. An interrupted call goes on where
-    it stopped. Examples:
+    Eight scenarios on handwritten digits, from no change to a broken camera; how much accuracy
+    each policy loses, what it costs, and which promotions do harm. An interrupted call goes on
+    where it stopped. Examples:
 
         headwater simulate --quick
 

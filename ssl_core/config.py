@@ -299,7 +299,7 @@ class Simulate(Section):
     new: str = "9"  # the class that comes in scenario new_class only
     often: tuple[str, ...] = ("1", "8")  # the classes that become frequent in label_shift
     weeks: int = Field(default=52, ge=4)
-    per_week: int = Field(default=100, ge=20)
+    per_week: int = Field(default=200, ge=20)
     labelled: float = Field(default=0.8, gt=0, le=1)  # share of images whose label ever comes
     scenarios: tuple[str, ...] = ()  # empty: all (ssl_core/stages/_year.py)
     policies: tuple[str, ...] = ("never", "ours", "periodic", "threshold", "always")
@@ -322,8 +322,8 @@ class Simulate(Section):
             },
             "backbone_args": {
                 "img_size": 16,
-                "patch_size": 4,
-                "embed_dim": 64,
+                "patch_size": 16,  # one token: fast, and enough for pictures this small
+                "embed_dim": 128,
                 "depth": 2,
                 "num_heads": 4,
                 "class_token": False,
@@ -338,7 +338,7 @@ class Simulate(Section):
             "augment": "device",
             "checkpoint_steps": 10**6,
         },
-        "evaluate": {"measures": ["linear"], "baselines": ["random"], "bootstrap": 20},
+        "evaluate": {"measures": ["linear"], "baselines": [], "bootstrap": 20},
         "promote": {"bootstrap": 500},
         "deploy": {"detectors": ["mmd"], "permutations": 99, "estimators": ["atc"]},
         "repair": {"steps": 100, "ssl_epochs": 2},

@@ -23,7 +23,6 @@ from PIL import Image
 from .. import registry, shards
 from ..artifacts import write_lineage
 from ..config import Config, Paths
-from ..errors import HeadwaterError
 from ..harm._common import Vector
 from ..reader import ShardReader
 from ..repair._common import fraction
@@ -120,19 +119,20 @@ def train(cfg: Config, paths: Paths) -> None:
     evaluate.run(cfg, paths)
 
 
-def first_champion(cfg: Config, paths: Paths, samples: list[shards.Sample]) -> str:
-    """The model that all policies start with, by the real stages and their gate.
+def install(cfg: Config, paths: Paths) -> None:
+    """Put the candidate into service without asking whether it is better."""
+    told = promote.told(paths)
+    name = enter(cfg, paths, {"candidate": float(told["correct"].mean()), "n": len(told)})
+    before = registry.champion(paths.registry)
+    registry.promote(paths.registry, name, {"reason": "no gate"}, expected=before)
 
-    Raises:
-        HeadwaterError: it is not proven better than an untrained encoder.
-    """
+
+def first_champion(cfg: Config, paths: Paths, samples: list[shards.Sample]) -> None:
+    """The model that all policies start with."""
     write_shards(paths, samples, cfg.simulate.image_size)
+    paths.registry.mkdir(parents=True)
     train(cfg, paths)
-    found = promote.run(cfg, paths)
-    if not found["promoted"]:
-        rule, fix = "did not pass the first gate", "train longer: simulate.settings.pretrain"
-        raise HeadwaterError("first champion", f"{rule}: {found['reason']}", fix)
-    return str(found["candidate"])
+    install(cfg, paths)
 
 
 @dataclass
@@ -212,20 +212,14 @@ class Life:
 
     def retrain(self, week: int, gated: bool = False) -> None:
         """The whole training on first and recent images; without a gate it is put into service."""
-        before, new = self.champion, self.collected(week)
-        cfg = self.cfg.model_copy(
-            update={"evaluate": self.cfg.evaluate.model_copy(update={"baselines": ()})}
-        )
+        new = self.collected(week)
         with self.costs("training"):
-            write_shards(self.paths, self.base + new, cfg.simulate.image_size)
-            train(cfg, self.paths)
+            write_shards(self.paths, self.base + new, self.cfg.simulate.image_size)
+            train(self.cfg, self.paths)
             if gated:
-                promote.run(cfg, self.paths)
+                promote.run(self.cfg, self.paths)
             else:
-                told = promote.told(self.paths)
-                whole = {"candidate": float(told["correct"].mean()), "n": len(told)}
-                name = enter(cfg, self.paths, whole)
-                registry.promote(self.paths.registry, name, {"reason": "no gate"}, expected=before)
+                install(self.cfg, self.paths)
         self.labels += sum(s.label is not None for s in new)
         self.trainings += 1
 

@@ -87,7 +87,8 @@ def _mend(life: Life, week: int, request: trigger.Request) -> None:
     life.asked = request.key.rpartition(":")[2]
     with life.costs("repair"):
         found = repair.run(life.cfg, life.paths, list(request.dates), request.key.replace(":", "-"))
-    life.decisions.append({"week": week, "rung": found.get("rung"), "outcome": found["outcome"]})
+    rungs = {r["rung"]: f"{r['outcome']}: {r['reason']}" for r in found.get("rungs", [])}
+    life.decisions.append({"week": week, "outcome": found["outcome"], "rungs": rungs})
     life.labels += _fresh_labels(found)
     if found["outcome"] == "full":
         life.retrain(week, gated=True)
