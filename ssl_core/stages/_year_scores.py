@@ -99,7 +99,7 @@ def totals(rows: Sequence[Row], about: Mapping[str, Scenario]) -> list[Row]:
     return found
 
 
-def say(cases: Sequence[Case], case: Case) -> str:
+def say(case: Case) -> str:
     """One case in a line."""
     mean = sum(w["accuracy"] for w in case["weeks"]) / len(case["weeks"])
     moves = ", ".join(f"week {m['week']} {m['how']}" for m in case["moves"][:4])

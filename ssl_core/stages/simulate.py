@@ -140,7 +140,7 @@ def live(cfg: Config, life: Life, policy: str) -> dict[str, Any]:
         before = life.champion
         life.serve(week)
         POLICIES[policy](life, week, life.deliver(week))
-        life.moved(week, before, _how(life, before))
+        life.moved(week, before, _how(life))
     return {
         "weeks": life.rows,
         "moves": life.moves,
@@ -151,7 +151,8 @@ def live(cfg: Config, life: Life, policy: str) -> dict[str, Any]:
     }
 
 
-def _how(life: Life, before: str) -> str:
+def _how(life: Life) -> str:
+    """What changed the champion last: a rung, the whole training, or the way back."""
     last = registry.history(life.paths.registry)[-1]
     return "rollback" if last["event"] == "rollback" else str(last.get("rung", "full"))
 
@@ -181,8 +182,7 @@ class Year:
         first, test, self.pool = _year_life.parted(pool, s.new)
         self.base = _year_life.first_images(first, test, cfg.seed)
         self.scenarios = _year.scenarios(s.weeks)
-        part = ("scenarios", "policies", "weeks")
-        kept = {k: v for k, v in s.model_dump(mode="json").items() if k not in part[:2]}
+        kept = s.model_dump(mode="json", exclude={"scenarios", "policies"})
         sections = [self.cfg.section(n) for n in ("pretrain", "deploy", "repair", "promote")]
         key = sha256_json([RULES, cfg.seed, kept, sections, [b.key for b in self.base]])[:12]
         self.folder = paths.runs / "simulate" / key
@@ -203,15 +203,14 @@ class Year:
             found: dict[str, Any] = read_json(file)
             return found
         s, work = self.cfg.simulate, self.folder / f"{scenario}-{policy}"
-        often = (s.new, tuple(s.often))
         week = partial(
             _year.week_of,
             self.scenarios[scenario],
             self.pool,
             count=s.per_week,
             seed=self.cfg.seed,
-            new=often[0],
-            often=often[1],
+            new=s.new,
+            often=s.often,
         )
         paths = _year_life.clone(self.champion(), work)
         life = Life(self.cfg, paths, lru_cache(maxsize=None)(week), self.base)
@@ -251,7 +250,7 @@ def run(cfg: Config, paths: Paths, fast: bool = False) -> dict[str, Any]:
     """Write reports/simulate.json, .md and .png, anew after every case.
 
     Raises:
-        HeadwaterError: an unknown scenario or policy, no images, a first champion that is no good.
+        HeadwaterError: an unknown scenario or policy, no images, or too few of them.
     """
     if fast:
         cfg = cfg.model_copy(update={"simulate": quick(cfg.simulate)})
@@ -263,5 +262,5 @@ def run(cfg: Config, paths: Paths, fast: bool = False) -> dict[str, Any]:
             for scenario in chosen:
                 cases.append(year.case(scenario, policy))
                 totals = write(year.cfg, paths, cases)
-                report.log(f"{scenario}, {policy}: {_year_scores.say(cases, cases[-1])}")
+                report.log(f"{scenario}, {policy}: {_year_scores.say(cases[-1])}")
     return {r["policy"]: _year_scores.short(r) for r in totals}
