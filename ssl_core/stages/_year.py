@@ -113,7 +113,10 @@ def rotated(image: Image.Image, degrees: float, dx: float, dy: float) -> Image.I
     """Turned about the centre and moved by pixels; the corner's colour fills what is uncovered."""
     corner = image.getpixel((0, 0))
     found: Image.Image = image.rotate(
-        degrees, Image.Resampling.BICUBIC, translate=(dx, dy), fillcolor=corner
+        degrees,
+        Image.Resampling.BICUBIC,
+        translate=(dx, dy),  # type: ignore[arg-type]  # parts of a pixel are moved as well
+        fillcolor=corner,
     )
     return found
 
@@ -188,7 +191,8 @@ def weights(
         found = np.where(labels == new, 2 * s, found)
     if scenario.classes == "shift":
         found = np.where(np.isin(labels, often), 1 + 7 * s, found)
-    return found / found.sum()
+    result: NDArray[np.float64] = found / found.sum()
+    return result
 
 
 def week_of(
