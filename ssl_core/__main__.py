@@ -153,6 +153,32 @@ def bench_methods(
 
 
 @app.command()
+def simulate(
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+    quick: Annotated[
+        bool, typer.Option(help="three scenarios, three policies and a quarter of a year")
+    ] = False,
+) -> None:
+    """Live through a year of deployment under several policies of retraining, and compare them.
+
+    Eight scenarios on handwritten digits, from no change to a broken camera; how much accuracy
+    each policy loses, what it costs, and which promotions do harm. An interrupted call goes on
+    where it stopped. Examples:
+
+        headwater simulate --quick
+
+        headwater simulate -s 'simulate.scenarios=[vendor, blur]' -s 'simulate.policies=[ours,
+        periodic]' -s simulate.period=8
+
+        headwater simulate -s simulate.images=data/products/shards -s 'simulate.often=[cat, dog]' -s
+        simulate.new=horse
+    """
+    _print(_stage("simulate").run(_config(params, set_), Paths(), quick), as_json)
+
+
+@app.command()
 def recommend(
     params: Params = DEFAULT,
     set_: Set = None,

@@ -295,6 +295,61 @@ class Bench(Section):
     options: dict[str, dict[str, Any]] = {}  # by method, over its small recipe
 
 
+class Simulate(Section):
+    """The simulated year (``headwater simulate``): policies beside each other on the same weeks."""
+
+    # A folder of shards, or "digits": scikit-learn's handwritten digits.
+    images: str = "digits"
+    image_size: int = 16
+    new: str = "9"  # the class that comes in scenario new_class only
+    often: tuple[str, ...] = ("1", "8")  # the classes that become frequent in label_shift
+    weeks: int = Field(default=52, ge=4)
+    per_week: int = Field(default=200, ge=20)
+    labelled: float = Field(default=0.8, gt=0, le=1)  # share of images whose label ever comes
+    scenarios: tuple[str, ...] = ()  # empty: all (ssl_core/stages/_year.py)
+    policies: tuple[str, ...] = ("never", "ours", "periodic", "threshold", "always")
+    period: int = Field(default=4, ge=1)  # weeks between the retrainings of policy periodic
+    threshold: float = Field(default=0.05, gt=0, lt=1)  # p-value at which policy threshold retrains
+    window: int = Field(
+        default=8, ge=1
+    )  # weeks that a full retraining takes beside the first images
+    # What differs from the sections of these names, so that a year takes minutes.
+    settings: dict[str, dict[str, Any]] = {
+        "pretrain": {
+            "method": "simclr",
+            "options": {
+                "scale": [0.6, 1.0],
+                "jitter": [0.2, 0.2, 0.1, 0.0],
+                "grey": 0.0,
+                "flip": 0.0,
+                "hidden": 128,
+                "out": 64,
+            },
+            "backbone_args": {
+                "img_size": 16,
+                "patch_size": 16,  # one token: fast, and enough for pictures this small
+                "embed_dim": 128,
+                "depth": 2,
+                "num_heads": 4,
+                "class_token": False,
+                "global_pool": "avg",
+            },
+            "image_size": 16,
+            "crop_size": 16,
+            "epochs": 3,
+            "batch_size": 64,
+            "lr": 2e-3,
+            "precision": "fp32",
+            "augment": "device",
+            "checkpoint_steps": 10**6,
+        },
+        "evaluate": {"measures": ["linear"], "baselines": [], "bootstrap": 20},
+        "promote": {"bootstrap": 500},
+        "deploy": {"detectors": ["mmd"], "permutations": 99, "estimators": ["atc"]},
+        "repair": {"steps": 100, "ssl_epochs": 2},
+    }
+
+
 class Config(Section):
     """The whole tree."""
 
@@ -312,6 +367,7 @@ class Config(Section):
     repair: Repair = Repair()
     seeds: Seeds = Seeds()
     bench: Bench = Bench()
+    simulate: Simulate = Simulate()
 
     def section(self, name: str) -> dict[str, Any]:
         """One section as plain JSON values, for lineage."""

@@ -40,6 +40,9 @@ repair.approval repair.shadow_days repair.shadow_unlabelled repair.watch_days
 bench.sets bench.extra[].method bench.extra[].name bench.extra[].seeds bench.extra[].changes
 bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
 bench.backbone_args bench.image_size bench.batch_size bench.test_fraction bench.options
+simulate.images simulate.image_size simulate.new simulate.often simulate.weeks simulate.per_week
+simulate.labelled simulate.scenarios simulate.policies simulate.period simulate.threshold
+simulate.window simulate.settings
 seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
 """
 
