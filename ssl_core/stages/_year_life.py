@@ -84,7 +84,7 @@ def hushed() -> Iterator[None]:
 def sample(split: str, data: bytes, label: str, group: str, source: str) -> shards.Sample:
     """One image for the shards; label "" if unknown."""
     key = hashlib.sha256(data).hexdigest()
-    return shards.Sample(split, key, "png", data, label or None, group, source, f"{key[:12]}.png")
+    return shards.Sample(split, key, "png", data, label or None, group, source)
 
 
 def first_images(train_: Pool, test: Pool, seed: int) -> list[shards.Sample]:
