@@ -34,7 +34,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     assert promote.run(CFG, paths)["promoted"]
     for sample in samples(SOURCES, 48):
         if sample.split == "test":
-            file = paths.root / CFG.deploy.incoming / DAY / sample.source / sample.path
+            file = paths.root / CFG.deploy.incoming / DAY / sample.source / f"{sample.key}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(sample.image)
     return paths

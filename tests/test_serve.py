@@ -76,7 +76,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
     build(found, SOURCES, seed=0, groups=96)
     assert promote.run(CFG, found)["promoted"]
     for sample in [s for s in samples(SOURCES, 96) if s.split == "test"][:8]:
-        file = found.root / CFG.deploy.incoming / DAY / sample.path
+        file = found.root / CFG.deploy.incoming / DAY / f"{sample.key}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(sample.image)
     predict.run(CFG, found, DAY)

@@ -214,7 +214,7 @@ def test_a_second_call_does_what_is_missing_and_finds_the_same(
 def test_unknown_names_are_refused(tmp_path: Path) -> None:
     for change, text in (
         ({"scenarios": ["storm"]}, "simulate.scenarios storm: is unknown"),
-        ({"policies": ["hope"]}, "simulate.policies hope is unknown"),
+        ({"policies": ["hope"]}, "simulate.policies hope: is unknown"),
         ({"images": "nowhere"}, "is no folder of shards"),
     ):
         with pytest.raises(HeadwaterError, match=text):
