@@ -163,14 +163,15 @@ def test_labels_that_are_known_already_are_logged(served: Paths) -> None:
     folder = served.root / CFG.deploy.labels
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{DAY}.csv"
-    file.write_text(
-        f"path,label\na/0.png,red\n{CFG.deploy.incoming}/{DAY}/b/1.png,blue\na/1.png,\n"
-    )
+    day = f"{CFG.deploy.incoming}/{DAY}/"
+    one, unlabelled = log(served)["path"].str.removeprefix(day).sort_values()[:2]
+    other = log(served)["path"].str.removeprefix(day).max()
+    file.write_text(f"path,label\n{one},red\n{day}{other},blue\n{unlabelled},\n")
     predict.run(CFG, served, DAY)
     frame = log(served)
     known = frame.dropna(subset="label")
-    names = known["path"].str.removeprefix(f"{CFG.deploy.incoming}/{DAY}/")
-    assert dict(zip(names, known["label"], strict=True)) == {"a/0.png": "red", "b/1.png": "blue"}
+    names = known["path"].str.removeprefix(day)
+    assert dict(zip(names, known["label"], strict=True)) == {one: "red", other: "blue"}
     file.unlink()
     predict.run(CFG, served, DAY)
     assert log(served)["label"].isna().all()
