@@ -111,12 +111,12 @@ def emoji() -> Pool:
     ]
     code, label, group, vendor = (np.array(c) for c in zip(*rows, strict=True))
     return Pool(
-        lambda i, rng: tool.pose(art[vendor[i]][code[i]], rng),
+        lambda i, rng: tool.pose(art[vendor[i]][code[i]], rng)[0],
         label,
         group,
         vendor,
         "flags",
-        lambda i, rng: tool.pose(art[tool.NEW_VENDOR][code[i]], rng),
+        lambda i, rng: tool.pose(art[tool.NEW_VENDOR][code[i]], rng)[0],
     )
 
 

@@ -169,6 +169,18 @@ class Evaluate(Section):
     few: int = 20
 
 
+class Analyse(Section):
+    """What is looked at inside an encoder (files in analyse/), beside the measures of features."""
+
+    analyses: tuple[str, ...] = ()  # empty: all
+    # Encoders beside our own: "random", "seed", an id in the registry, a folder with a checkpoint,
+    # "hub:<timm name>" (downloads weights).
+    encoders: tuple[str, ...] = ("random",)
+    images: int = Field(default=512, ge=16)  # of a split, for what looks at single images
+    # Folder of true object masks, PNG, that mirrors the images' paths: a/b.jpg -> a/b.png.
+    masks: str = "data/truth/masks"
+
+
 class Promote(Section):
     """Champion/challenger gate."""
 
@@ -362,6 +374,7 @@ class Config(Section):
     pretrain: Pretrain = Pretrain()
     embed: Embed = Embed()
     evaluate: Evaluate = Evaluate()
+    analyse: Analyse = Analyse()
     promote: Promote = Promote()
     deploy: Deploy = Deploy()
     repair: Repair = Repair()
@@ -428,6 +441,7 @@ class Paths:
         self.pretrain = self.products / "pretrain"
         self.embeddings = self.products / "embeddings"
         self.evaluation = self.products / "evaluation"
+        self.analysis = self.products / "analysis"
         self.promotion = self.products / "promotion"
         self.registry = self.root / "data/registry"
         self.deploy = self.root / "data/deploy"

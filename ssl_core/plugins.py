@@ -9,8 +9,6 @@ from types import ModuleType
 
 from .errors import HeadwaterError
 
-KINDS = ("methods", "evaluate", "drift", "curation", "sources", "harm", "repair")
-
 
 def names(kind: str) -> list[str]:
     """Names of all plug-ins of one kind, sorted; files that start with ``_`` are helpers."""

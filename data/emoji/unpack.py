@@ -7,7 +7,8 @@ Writes, from the tars beside this file,
 - ``data/raw/<vendor>/`` with metadata.csv: three vendors, the glyph groups of the past;
 - ``data/deploy/incoming/<date>/`` and ``data/deploy/labels/<date>.csv``: weeks of other glyph
   groups from the same vendors, then weeks of a vendor never seen before;
-- ``data/truth/``: true labels, and what was done to which file, for scoring only.
+- ``data/truth/``: true labels, and what was done to which file, for scoring only; and masks of the
+  glyphs in data/raw, from the art's alpha channel.
 
 Everything is a function of the seed. Real images are not registered to the pixel as emoji art
 is, so each picture gets a pose (scale, turn, place) and a plain background.
@@ -63,8 +64,8 @@ def read_tar(vendor: str) -> dict[str, Image.Image]:
     return found
 
 
-def pose(glyph: Image.Image, rng: Rng) -> Image.Image:
-    """Scaled, turned, moved and put on a plain background: RGB of SIDE pixels."""
+def pose(glyph: Image.Image, rng: Rng) -> tuple[Image.Image, Image.Image]:
+    """Scaled, turned, moved and put on a plain background: RGB of SIDE pixels, and its mask."""
     scale, turn = rng.uniform(0.55, 1.0), rng.normal(0, 20)
     side = max(8, round(SIDE * scale))
     small = glyph.resize((side, side), Image.Resampling.BICUBIC)
@@ -72,8 +73,11 @@ def pose(glyph: Image.Image, rng: Rng) -> Image.Image:
     ground = Image.new("RGB", (SIDE, SIDE), tuple(int(c) for c in rng.integers(205, 256, 3)))
     room = np.array([SIDE - small.width, SIDE - small.height])
     place = room / 2 + rng.uniform(-0.5, 0.5, 2) * np.maximum(SIDE - side, 4)
-    ground.paste(small, (round(place[0]), round(place[1])), small)
-    return ground
+    corner = (round(place[0]), round(place[1]))
+    ground.paste(small, corner, small)
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(small.getchannel("A").point(lambda a: int(a > 127)), corner)
+    return ground, mask
 
 
 def border(image: Image.Image) -> Image.Image:
@@ -108,6 +112,12 @@ class World:
         self.rows.setdefault(folder, []).append({"path": name, **meta})
         return f"{folder}/{name}"
 
+    def mask(self, path: str, mask: Image.Image) -> None:
+        """Keep where the glyph is: 1 there, 0 on the background."""
+        file = (self.root / "data/truth/masks" / path).with_suffix(".png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mask.save(file)
+
     def note(self, path: str, label: str, what: str = "", detail: str = "") -> None:
         """Remember the truth about one file."""
         self.truth.append({"path": path, "label": label, "noise": what, "detail": detail})
@@ -131,7 +141,7 @@ def past(world: World, table: pd.DataFrame) -> None:
     """data/raw: the known vendors' glyphs of the past."""
     for vendor in VENDORS:
         for row in table[table[vendor] == 1].itertuples(index=False):
-            image = pose(world.art[vendor][row.code], world.rng)
+            image, mask = pose(world.art[vendor][row.code], world.rng)
             chance = 0.9 if row.label == CONFOUNDED else 0.02
             framed = world.rng.random() < chance
             data, ext = encode(border(image) if framed else image, world.rng.random() < 0.5)
@@ -146,6 +156,7 @@ def past(world: World, table: pd.DataFrame) -> None:
                 captured_at=_captured(world.rng),
             )
             world.note(path, row.label, what, "border" if framed else "")
+            world.mask(path, mask)
 
 
 def duplicates(world: World) -> None:
@@ -174,7 +185,7 @@ def _huge() -> bytes:
 
 def broken(world: World) -> None:
     """Files that no pipeline should choke on."""
-    image = pose(world.art["google"]["1f600"], world.rng)
+    image, _ = pose(world.art["google"]["1f600"], world.rng)
     whole, _ = encode(image, True)
     made: dict[str, tuple[bytes, str]] = {
         "truncated": (whole[: len(whole) // 2], "jpg"),
@@ -205,7 +216,7 @@ def day(world: World, when: date, picks: list[tuple[str, str]], phase: str) -> N
     known = world.table.set_index("code")
     for vendor, code in picks:
         row = known.loc[code]
-        data, ext = encode(pose(world.art[vendor][code], world.rng), world.rng.random() < 0.5)
+        data, ext = encode(pose(world.art[vendor][code], world.rng)[0], world.rng.random() < 0.5)
         path = world.write(folder, f"{vendor}-{code}.{ext}", data)
         world.note(path, row["label"], phase, vendor)
         if world.rng.random() < DEPLOY_LABELLED:
