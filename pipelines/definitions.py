@@ -5,6 +5,7 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import (
+    analyse,
     curate,
     deployment,
     embed,
@@ -32,6 +33,7 @@ modules = (
     pretrain,
     embed,
     evaluate,
+    analyse,
     promote,
     deployment,
     repair,
@@ -42,6 +44,7 @@ defs = dg.Definitions(
     assets=dg.load_assets_from_modules(modules, include_specs=True),
     jobs=[
         jobs.chain,
+        jobs.analyse,
         jobs.retrain,
         jobs.repair,
         jobs.watch,

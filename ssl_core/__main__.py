@@ -179,6 +179,30 @@ def simulate(
 
 
 @app.command()
+def analyse(
+    encoders: Annotated[
+        list[str] | None,
+        typer.Argument(help="pretrained, random, seed, a model's id, a folder, hub:<timm name>"),
+    ] = None,
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Look at what encoders learnt: measures, analyses, and one page that compares them.
+
+    Without names: our own and those of analyse.encoders. What is known of an encoder is not
+    computed again. Examples:
+
+        headwater analyse
+
+        headwater analyse pretrained seed runs/bench/encoders/emoji/dino-0-1a2b3c4d5e6f
+
+        headwater analyse -s 'analyse.analyses=[attention, corruptions]'
+    """
+    _print(_stage("analyse").run(_config(params, set_), Paths(), tuple(encoders or ())), as_json)
+
+
+@app.command()
 def recommend(
     params: Params = DEFAULT,
     set_: Set = None,
