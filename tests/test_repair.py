@@ -276,6 +276,9 @@ def test_the_ladder_stops_at_the_first_rung_that_mends(project: Paths) -> None:
     own, was = (registry.verify(project.registry, n) for n in (new, old))
     assert own["files"][models.WEIGHTS] == was["files"][models.WEIGHTS]  # the same encoder
     assert (own["rung"], own["repaired_from"], own["days"]) == ("refit_head", old, [DAY])
+    text = (project.registry / "models" / new / "MODEL_CARD.md").read_text()
+    assert f"| repaired from | `{old}` |" in text
+    assert done["rungs"][-1]["reason"] in text
     reference = pd.read_parquet(project.registry / "models" / new / "reference.parquet")
     assert set(reference["source"]) == {"deployment", "a", "b"}
     assert reference["correct"].mean() > 0.9
