@@ -243,6 +243,8 @@ class Repair(Section):
     metric: Literal["accuracy", "brier"] = "accuracy"
     held_out: float = Field(default=0.5, gt=0, lt=1)  # share of fresh groups that judge, by hash
     regain: float = Field(default=0.5, ge=0, le=1)  # share of the loss that has to come back
+    # Accuracy that images like the old ones may lose; 1: they do not come any more.
+    old_margin: float = Field(default=0.03, gt=0, le=1)
     mix: float = Field(default=0.5, gt=0, lt=1)  # share of fresh images in what is learned from
     steps: int = Field(default=300, ge=1)  # of LP-FT and LoRA
     lr: float = Field(default=3e-4, gt=0)  # of both
