@@ -26,7 +26,7 @@ class Found:
 
     masks: dict[str, Mask]
     scores: dict[str, Maps]
-    colours: Maps  # (B, h, w, 3): the three main components
+    colours: Maps  # (B, h, w, 3): the main components of all images together
 
 
 def by_mass(scores: Maps, mass: float = MASS) -> Mask:
@@ -57,10 +57,12 @@ def components(maps: NDArray[np.floating], count: int = 3) -> Maps:
     """Main components of all images' patches together: (B, h, w, D) -> (B, h, w, count)."""
     flat = maps.reshape(-1, maps.shape[-1]).astype(np.float64)
     flat = flat - flat.mean(0)
-    _, vectors = np.linalg.eigh(flat.T @ flat)
-    found = flat @ vectors[:, ::-1][:, :count]
+    wide = flat.shape[1] > flat.shape[0]  # take the smaller of the two Gram matrices
+    values, vectors = np.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
+    found = vectors * np.sqrt(values.clip(0)) if wide else flat @ vectors
+    found = found[:, ::-1][:, :count]
     missing = count - found.shape[1]
-    return np.pad(found, ((0, 0), (0, max(missing, 0)))).reshape(*maps.shape[:3], count)
+    return np.pad(found, ((0, 0), (0, missing))).reshape(*maps.shape[:3], count)
 
 
 def border(shape: tuple[int, ...]) -> Mask:
@@ -70,16 +72,22 @@ def border(shape: tuple[int, ...]) -> Mask:
     return out
 
 
-def by_component(first: Maps) -> tuple[Mask, Maps]:
-    """Masks of the first component (B, h, w), and the component with objects on its upper side.
+def by_component(maps: NDArray[np.floating]) -> tuple[Mask, Maps]:
+    """Masks from each image's own main component, and the component with its object up.
 
-    Objects are on the side of the cut where the smaller share of the border's cells lies.
+    (B, h, w, D) -> (B, h, w) twice. The object is on the side of the cut where the smaller share of
+    the border's cells lies. Each image has a component and a cut of its own: one for all images
+    together follows what makes images differ (emoji, four encoders: IoU 0.06 to 0.48 with one,
+    0.49 to 0.60 so).
     """
-    cut = threshold(first)
-    edge = first[:, border(first.shape[1:])]
-    if (edge > cut).mean() > 0.5:
-        first, cut = -first, -cut
-    return first > cut, first
+    scores = np.stack([components(own[None], 1)[0, ..., 0] for own in maps])
+    masks, edge = np.zeros(scores.shape, np.bool_), border(scores.shape[1:])
+    for i, score in enumerate(scores):
+        cut = threshold(score)
+        if (score[edge] > cut).mean() > 0.5:
+            scores[i], cut = -score, -cut
+        masks[i] = scores[i] > cut
+    return masks, scores
 
 
 def by_attention(subject: Subject, rows: Rows) -> Maps:
@@ -95,13 +103,13 @@ def by_attention(subject: Subject, rows: Rows) -> Maps:
 
 def find(subject: Subject, rows: Rows) -> Found:
     """Objects of all ``rows``, by every way that the encoder allows."""
-    three = components(_tokens.maps(subject, rows)[1].numpy())
-    mask, score = by_component(three[..., 0])
+    maps = _tokens.maps(subject, rows)[1].numpy()
+    mask, score = by_component(maps)
     masks, scores = {"pca": mask}, {"pca": score}
     if _tokens.has_attention(subject.encoder) and subject.encoder.n_prefix:
         scores["attention"] = by_attention(subject, rows)
         masks["attention"] = by_mass(scores["attention"])
-    return Found(masks, scores, three)
+    return Found(masks, scores, components(maps))
 
 
 def centred(side: int, share: float) -> Mask:

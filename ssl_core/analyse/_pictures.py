@@ -41,7 +41,8 @@ def heat(
 ) -> bytes:
     """A matrix (R, C) as shades with its numbers; ``rows`` and ``columns``: name and ticks."""
     matrix = np.asarray(values, np.float64)
-    size = (max(3.6, 1.6 + 0.52 * matrix.shape[1]), max(2.2, 1.1 + 0.3 * matrix.shape[0]))
+    width = max(3.6, 1.6 + 0.52 * matrix.shape[1], 1.2 + 0.075 * len(title))
+    size = (width, max(2.2, 1.1 + 0.3 * matrix.shape[0]))
     with _theme.styled():
         figure, [[axis]] = _figures._figure(*size)
         shown = axis.imshow(matrix, cmap=SHADES, aspect="auto")

@@ -119,8 +119,12 @@ def _layer(encoder: models.Encoder, name: str, value: Tensor, x: Tensor) -> Laye
 
 
 def pooled(encoder: models.Encoder, layer: Layer) -> Tensor:
-    """One vector per image, (B, D): the class token where the encoder pools it, else the mean."""
-    if encoder.is_vit and getattr(encoder.model, "global_pool", "") == "token":
+    """One vector per image, (B, D): the class token where the encoder pools it, else the mean.
+
+    Of layer 0 it is always the mean: no image has reached the class token there.
+    """
+    pools = encoder.is_vit and getattr(encoder.model, "global_pool", "") == "token"
+    if pools and layer.name != "0":
         return layer.prefix[:, 0]
     return layer.maps.flatten(1, 2).mean(1)  # (B, h, w, D) -> (B, D)
 
@@ -162,3 +166,9 @@ def maps(subject: Subject, rows: Rows) -> tuple[str, Tensor]:
     """Name and maps (B, h, w, D) on the CPU of :func:`dense` for all of ``rows``."""
     parts = [seen[0] for _, seen in stream(subject, rows, dense)]
     return parts[0].name, torch.cat([part.maps.cpu() for part in parts])
+
+
+@torch.inference_mode()
+def dense_of(subject: Subject, images: Tensor) -> Tensor:
+    """Maps (B, h, w, D) on the CPU of :func:`dense` for other images, uint8 (B, C, S, S)."""
+    return dense(subject.encoder, subject.normalised(images))[0].maps.cpu()
