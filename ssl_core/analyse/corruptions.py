@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ..config import Analyse
 from ..evaluate import _common, knn, linear
 from ..types import Array, Labels
-from . import _corrupt, _pictures
-from ._subject import DRAWS, Finding, Row, Rows, Subject, row
+from . import _corrupt, _pictures, _stats
+from ._subject import Finding, Row, Rows, Subject, row
 
 PARTS = 4
 SHOWN = (0, 1, 3, 5)  # severities in the picture of samples
@@ -32,17 +32,6 @@ def named(subject: Subject, features: Array) -> dict[str, Labels]:
     }
 
 
-def ratio(top: Matrix, bottom: Matrix, groups: NDArray[np.str_]) -> _common.Interval:
-    """Sum over sum of values (N,), with its interval over groups."""
-    if not bottom.sum():
-        return _common.NAN, _common.NAN, _common.NAN
-    _, code = np.unique(groups, return_inverse=True)
-    totals = np.stack([np.bincount(code, top), np.bincount(code, bottom)], axis=1)  # (G, 2)
-    drawn = _common.resample(totals, DRAWS, _common.SEED)
-    live = drawn[drawn[:, 1] > 0]
-    return float(top.sum() / bottom.sum()), *_common.spread(live[:, 0] / live[:, 1])
-
-
 @dataclass(frozen=True)
 class Table:
     """Whether a probe was right: ``clean`` (N,), ``right`` (N, kinds, severities), NaN unseen."""
@@ -53,13 +42,13 @@ class Table:
     def accuracy(self, groups: NDArray[np.str_], cells: Matrix) -> _common.Interval:
         """Share of right answers in ``cells``, (N, ...)."""
         flat = cells.reshape(len(cells), -1)
-        return ratio(np.nansum(flat, 1), np.isfinite(flat).sum(1).astype(float), groups)
+        return _stats.ratio(np.nansum(flat, 1), np.isfinite(flat).sum(1).astype(float), groups)
 
     def drop(self, groups: NDArray[np.str_]) -> _common.Interval:
         """Share of the clean accuracy that is lost, on equal images."""
         flat = self.right.reshape(len(self.right), -1)
         kept = np.nansum(flat, 1)
-        found = ratio(kept, np.isfinite(flat).sum(1) * self.clean, groups)
+        found = _stats.ratio(kept, np.isfinite(flat).sum(1) * self.clean, groups)
         return 1 - found[0], 1 - found[2], 1 - found[1]
 
 
