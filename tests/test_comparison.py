@@ -119,6 +119,15 @@ def test_heat_map_shades_each_line_and_leaves_gaps() -> None:
     assert np.isnan(line["cells"][3]["value"])
 
 
+def test_likeness_is_symmetric_and_one_to_itself() -> None:
+    found = comparison.Likeness({("a", "b"): 0.3}, {})
+    table = dict(found.table(["a", "b", "c"]))
+    assert table["a"][:2] == [1.0, 0.3]
+    assert table["b"][:2] == [0.3, 1.0]
+    assert np.isnan(table["c"][0])
+    assert table["c"][2] == 1.0
+
+
 @needs_browser
 def test_page_draws_its_map_without_network(paths: Paths, tmp_path: Path) -> None:
     analyse.run(config(), paths)
@@ -127,7 +136,7 @@ def test_page_draws_its_map_without_network(paths: Paths, tmp_path: Path) -> Non
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
     done = browse(page, tmp_path, "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr
-    for words in ("Nearest neighbours", "balanced accuracy", 'id="canvas"', "Mistakes"):
+    for words in ("Nearest neighbours", "balanced accuracy", 'id="canvas"', "Mistakes", "Likeness"):
         assert words in done.stdout
     drawn = browse(page, tmp_path, f"--screenshot={tmp_path / 'page.png'}")
     assert "CONSOLE" not in drawn.stderr
