@@ -73,7 +73,7 @@ def largest(
 
 
 def _gx() -> tuple[Any, Any]:
-    """Import it (4 to 9 s) without telemetry, which it settles then; it warns of its own imports."""
+    """Import it (4 to 9 s) without telemetry, settled then; it warns of its own imports."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -99,9 +99,7 @@ def _outcome(suite: str, rule: Rule, result: dict[str, Any], names: pd.Series) -
     return Outcome(suite, rule, bool(result["success"]), examples or _detail(found), rows)
 
 
-def check(
-    suite: str, frame: pd.DataFrame, rules: list[Rule], names: str = "path"
-) -> list[Outcome]:
+def check(suite: str, frame: pd.DataFrame, rules: list[Rule], names: str = "path") -> list[Outcome]:
     """Outcomes in the order of ``rules``; ``names`` is the column that examples are named by."""
     gx, bars = _gx()
     with warnings.catch_warnings():

@@ -86,7 +86,13 @@ def whole_rules(dimensions: int | None, rows: int) -> list[Rule]:
         *[largest(f"{d} dimensions, as the encoder has", "dimensions", d, d) for d in width],
         largest("features are not all alike", "spread", LEAST_SPREAD, None),
         largest(f"effective rank is at least {least:.3g}", "rank", least, None, WARNING),
-        largest(f"at most {CONSTANT:.0%} of dimensions are constant", "constant", None, CONSTANT, WARNING),
+        largest(
+            f"at most {CONSTANT:.0%} of dimensions are constant",
+            "constant",
+            None,
+            CONSTANT,
+            WARNING,
+        ),
     ]
 
 

@@ -49,9 +49,7 @@ def whole_rules(limits: Validate, compared: bool) -> list[Rule]:
             "ExpectColumnUniqueValueCountToBeBetween",
             {"column": "label", "min_value": k},
         ),
-        largest(
-            f"at most {bare:.1%} of the images are unlabelled", "unlabelled_share", None, bare
-        ),
+        largest(f"at most {bare:.1%} of the images are unlabelled", "unlabelled_share", None, bare),
     ]
     if compared:
         worth, most = limits.class_drift, limits.max_class_drift
