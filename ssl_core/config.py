@@ -54,11 +54,12 @@ class Validate(Section):
 class Audit(Section):
     """``headwater audit``: what is suspicious about labels and metadata. It changes nothing."""
 
+    features: Literal["auto", "pretrained", "seed"] = "auto"  # auto: pretrained if there are any
     folds: int = Field(default=5, ge=2)  # of the probe whose held-out predictions judge labels
     review: int = Field(default=100, ge=0)  # images on the review sheet at most
     # A property is named where it tells a class apart this well (balanced accuracy) ...
-    too_well: float = Field(default=0.75, gt=0.5, lt=1)
-    # ... and moves the probe's answer at the same label by at least this much (share of images).
+    too_well: float = Field(default=0.8, gt=0.5, lt=1)
+    # ... and, unless it is metadata, moves the probe's answer at the same label by this share.
     lean: float = Field(default=0.1, ge=0, le=1)
     # Or where it and the clusters of the features tell each other this well (adjusted mutual
     # information).
@@ -66,8 +67,8 @@ class Audit(Section):
     permutations: int = Field(default=199, ge=19)
     min_class: int = Field(default=20, ge=2)  # images below which a class is not judged
     precision: float = Field(default=0.9, gt=0, lt=1)  # of metadata that is inferred
-    # Columns whose inferred values take part in the search for confounders: source, captured_at.
-    fill: tuple[Literal["source", "captured_at"], ...] = ()
+    # Columns whose inferred values take part in the search for confounders. None unless asked.
+    fill: tuple[Literal["source", "captured_month"], ...] = ()
 
 
 class SeedEncoder(Section):

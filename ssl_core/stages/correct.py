@@ -87,7 +87,7 @@ def sort(
 def run(paths: Paths, file: Path, new_classes: bool = False) -> dict[str, Any]:
     """Add the corrections of a CSV file (sha256 or path, and label) to data/corrections.csv.
 
-    Bad rows are listed in reports/audit/rejects.csv with a reason and change nothing. A row whose
+    Bad rows are listed in reports/corrections-rejects.csv with a reason and change nothing. A row whose
     label is the given one confirms it: the next audit does not ask again.
 
     Raises:
@@ -100,7 +100,7 @@ def run(paths: Paths, file: Path, new_classes: bool = False) -> dict[str, Any]:
     new = {sha: row for sha, row in taken.items() if stored.get(sha) != row}
     if new:
         _corrections.write(paths.corrections, {**stored, **new})
-    listed = paths.audit / "rejects.csv"
+    listed = paths.reports / "corrections-rejects.csv"
     with atomic_file(listed) as temp:
         table = pd.DataFrame(rejects, columns=["line", "reason", *_corrections.COLUMNS])
         table.to_csv(temp, index=False, lineterminator="\n")
