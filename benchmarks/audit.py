@@ -5,9 +5,9 @@
 Emoji art of three vendors (9 classes, images of one glyph are one group) and scikit-learn's digits.
 A share of the labels is flipped to another class, drawn evenly; then the same pipeline (linear
 probes cross-validated by group, confident learning) ranks the labels on three kinds of features:
-the seed encoder's, raw pixels (16 x 16 x 3), and those of the encoder untrained. Confounders: a blue
-frame, or a red mark of 6 pixels in a corner, on nine in ten images of one class and on 2 % of the
-others; or one vendor's camera for that class; and nothing, where nothing should be named.
+the seed encoder's, raw pixels (16 x 16 x 3), and those of an untrained ResNet. Confounders: a
+blue frame, or a red mark of 6 pixels in a corner, on nine in ten images of one class and on 2 % of
+the others; or the name of a camera for that class; and nothing, where nothing should be named.
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def shuffles(groups: NDArray[np.str_], count: int, seed: int) -> Iterator[Labels
 def counts(code: Labels, label: Labels, fold: Labels, shape: tuple[int, int, int]) -> Matrix:
     """Images by fold, value and class: (K, B, C)."""
     flat = (fold * shape[1] + code) * shape[2] + label
-    return np.bincount(flat, minlength=int(np.prod(shape))).reshape(shape).astype(np.float64)
+    flat_counts = np.bincount(flat, minlength=shape[0] * shape[1] * shape[2])
+    table: Matrix = flat_counts.reshape(shape).astype(np.float64)
+    return table
 
 
 def speaks_for(table: Matrix) -> Mask:
@@ -347,7 +349,7 @@ def rank(*tables: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat(some, ignore_index=True).reindex(columns=list(COLUMNS))
     for verdict in VERDICTS:
         both[verdict] = both[verdict].astype("boolean").fillna(False).astype(bool)
-    text = {c: "str" for c in ("property", "kind", "target", "class", "value", "text")}
+    text = dict.fromkeys(("property", "kind", "target", "class", "value", "text"), "str")
     both = both.astype(text | {c: "float64" for c in COLUMNS if c not in (*text, *VERDICTS)})
     order = ["named", "target", "score"]
     return both.sort_values(order, ascending=[False, False, False], ignore_index=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,7 @@ def _numbers(values: NDArray[np.float64]) -> tuple[Labels, list[str]]:
     code = np.searchsorted(cuts, values, side="right").astype(np.int64)
     code[~np.isfinite(values)] = len(cuts) + 1
     edges = [f"{c:.4g}" for c in cuts]
-    inner = [f"{a} to {b}" for a, b in zip(edges, edges[1:], strict=False)]
+    inner = [f"{a} to {b}" for a, b in pairwise(edges)]
     ends = [f"below {edges[0]}", *inner, f"{edges[-1]} or more"] if edges else ["any"]
     return code, [*ends, NONE]
 

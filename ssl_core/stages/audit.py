@@ -25,6 +25,7 @@ from .evaluate import require_current
 
 SAMPLE = 20_000  # images whose properties are measured, those of least sha256
 SIDE = 128  # longest side they are measured at
+PAGE = "audit.html"
 INFERRED = ("source", "captured_month")
 
 
@@ -67,7 +68,7 @@ def pretrained(paths: Paths) -> Material:
     whole = embed.load(paths.embeddings, None)
     frame = manifest(paths).set_index("sha256", drop=False)
     there = np.isin(whole.sha256, frame.index.to_numpy(str))
-    rows = frame.loc[whole.sha256[there]].reset_index(drop=True)
+    rows = frame.loc[whole.sha256[there].tolist()].reset_index(drop=True)
     inputs = {"embeddings": paths.embeddings, "manifest": paths.manifest}
     return Material(embed.rows(whole, there), rows, "pretrained", inputs)
 
@@ -186,7 +187,8 @@ def infer(m: Material, table: pd.DataFrame, cfg: Config) -> tuple[pd.DataFrame, 
             "precision": bar.precision,
         }
     whole = pd.concat(parts, ignore_index=True)[list(missing.COLUMNS)]
-    return whole.astype({c: "str" for c in ("sha256", "path", "column", "value")}), about
+    texts = dict.fromkeys(("sha256", "path", "column", "value"), "str")
+    return whole.astype(texts), about
 
 
 def filled(table: pd.DataFrame, guesses: pd.DataFrame, m: Material, cfg: Config) -> pd.DataFrame:
@@ -215,7 +217,27 @@ def suspects(
     return ground, [c.rows(has) for c in columns], rows[has]
 
 
-# ---- the stage ---------------------------------------------------------------------------------
+def conspicuous(
+    m: Material,
+    judged: Judged | None,
+    metadata: pd.DataFrame,
+    cfg: Config,
+    paths: Paths,
+    report: Reporter,
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The table of confounders, and its rows with images to look at."""
+    e = m.embeddings
+    rows = np.sort(np.argsort(e.sha256, kind="stable")[:SAMPLE])
+    looked = pictures(m.manifest.iloc[rows], cfg, paths, report)
+    table = pd.concat([metadata.iloc[rows].reset_index(drop=True), looked], axis=1)
+    columns = properties.prepare(table)
+    ground, own, at = suspects(m, judged, columns, rows)
+    cluster = confounders.clusters(e.features[rows], cfg.seed)
+    found = confounders.rank(
+        confounders.search(ground, own, cfg.audit, cfg.seed) if ground else pd.DataFrame(),
+        confounders.by_cluster(cluster, e.groups[rows], columns, cfg.audit, cfg.seed),
+    )
+    return found, shown(found, ground, own, m.manifest["path"].iloc[at].tolist())
 
 
 def shown(
@@ -235,6 +257,9 @@ def shown(
     return found
 
 
+# ---- the stage ---------------------------------------------------------------------------------
+
+
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write reports/audit/: label_errors.parquet, confounders.parquet, inferred.parquet,
     summary.json and audit.html, the page to review.
@@ -243,55 +268,35 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: no features, products that do not belong together, or an image that
             changed since ingest.
     """
+    place = (paths.audit / PAGE).as_posix()
     with Reporter("audit") as report, atomic_dir(paths.audit) as out:
         m = material(cfg, paths)
         judged = judge(m, cfg)
         doubtful = errors(m, judged, set(_corrections.read(paths.corrections)))
         metadata = properties.metadata_table(m.manifest)
         guesses, inferred = infer(m, metadata, cfg)
-        rows = np.sort(np.argsort(m.embeddings.sha256, kind="stable")[:SAMPLE])
-        table = filled(metadata, guesses, m, cfg).iloc[rows].reset_index(drop=True)
-        looked = pictures(m.manifest.iloc[rows], cfg, paths, report)
-        columns = properties.prepare(pd.concat([table, looked], axis=1))
-        ground, own, at = suspects(m, judged, columns, rows)
-        e = m.embeddings
-        found = confounders.rank(
-            confounders.search(ground, own, cfg.audit, cfg.seed) if ground else pd.DataFrame(),
-            confounders.by_cluster(
-                confounders.clusters(e.features[rows], cfg.seed),
-                e.groups[rows],
-                columns,
-                cfg.audit,
-                cfg.seed,
-            ),
-        )
-        for name, product in (
-            ("label_errors", doubtful),
-            ("confounders", found),
-            ("inferred", guesses),
-        ):
-            product.to_parquet(out / f"{name}.parquet", engine="pyarrow", index=False)
-        named = found[found["named"]]
+        metadata = filled(metadata, guesses, m, cfg)
+        found, findings = conspicuous(m, judged, metadata, cfg, paths, report)
         summary = {
             "encoder": m.encoder,
-            "images": len(e),
+            "images": len(m.embeddings),
             "judged": 0 if judged is None else len(judged.embeddings),
             "label_errors": int(doubtful["issue"].sum()),
-            "confounders": named["text"].tolist(),
+            "confounders": found.loc[found["named"], "text"].tolist(),
             "inferred": inferred,
         }
+        tables = {"label_errors": doubtful, "confounders": found, "inferred": guesses}
+        for name, table in tables.items():
+            table.to_parquet(out / f"{name}.parquet", engine="pyarrow", index=False)
         write_json(out / "summary.json", summary)
         cards = doubtful[doubtful["issue"]].head(cfg.audit.review)
-        refs = m.manifest["path"].iloc[at].tolist()
-        text = page.render(
-            summary, cards, shown(found, ground, own, refs), list(e.classes), paths.root
-        )
-        (out / "audit.html").write_text(text)
+        classes = list(m.embeddings.classes)
+        (out / PAGE).write_text(page.render(summary, cards, findings, classes, paths.root))
         counts = {k: summary[k] for k in ("images", "judged", "label_errors")}
-        counts["confounders"] = len(named)
+        counts["confounders"] = len(summary["confounders"])
         write_lineage(out, "audit", cfg.section("audit") | {"seed": cfg.seed}, m.inputs, counts)
         report.log(
-            f"{summary['judged']} labels judged, {summary['label_errors']} doubtful; "
-            f"{len(named)} findings about confounders; {(paths.audit / 'audit.html').as_posix()}"
+            f"{counts['judged']} labels judged, {counts['label_errors']} doubtful; "
+            f"{counts['confounders']} findings about confounders; {place}"
         )
-    return {**summary, "page": (paths.audit / "audit.html").as_posix()}
+    return {**summary, "page": place}

@@ -87,8 +87,8 @@ def sort(
 def run(paths: Paths, file: Path, new_classes: bool = False) -> dict[str, Any]:
     """Add the corrections of a CSV file (sha256 or path, and label) to data/corrections.csv.
 
-    Bad rows are listed in reports/corrections-rejects.csv with a reason and change nothing. A row whose
-    label is the given one confirms it: the next audit does not ask again.
+    Bad rows change nothing and are listed in reports/corrections-rejects.csv with a reason. A row
+    whose label is the given one confirms it: the next audit does not ask again.
 
     Raises:
         HeadwaterError: no manifest, or a file that is no such CSV.
