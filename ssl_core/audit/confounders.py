@@ -94,8 +94,8 @@ def shuffles(groups: NDArray[np.str_], count: int, seed: int) -> Iterator[Labels
 def counts(code: Labels, label: Labels, fold: Labels, shape: tuple[int, int, int]) -> Matrix:
     """Images by fold, value and class: (K, B, C)."""
     flat = (fold * shape[1] + code) * shape[2] + label
-    flat_counts = np.bincount(flat, minlength=shape[0] * shape[1] * shape[2])
-    table: Matrix = flat_counts.reshape(shape).astype(np.float64)
+    images = np.bincount(flat, minlength=shape[0] * shape[1] * shape[2])
+    table: Matrix = images.reshape(shape).astype(np.float64)
     return table
 
 
