@@ -53,12 +53,11 @@ COLUMNS = (
 @dataclass(frozen=True)
 class Ground:
     """N labelled images: classes ``label`` (N,) in 0..C-1, what out-of-sample probes say of them
-    (``said``), the fold each was held out in, and its group.
+    (``said``), and its group.
     """
 
     label: Labels
     said: Labels
-    fold: Labels
     group: NDArray[np.str_]
     classes: tuple[str, ...]
 
@@ -157,26 +156,26 @@ def by_label(ground: Ground, properties: list[Property], cfg: Audit, seed: int) 
     ``p_value`` is that of the largest standardised score among all of them under shuffled labels
     (Westfall and Young): the chance that *any* looks so good where none tells anything.
     """
-    folds, classes = int(ground.fold.max()) + 1, len(ground.classes)
+    folds, classes = cfg.folds, len(ground.classes)
     large = np.bincount(ground.label, minlength=classes) >= cfg.min_class
     if not properties or not large.any():
         return pd.DataFrame(columns=list(COLUMNS))
 
+    # Folds that know nothing of the label: shuffled labels must be as likely as these.
+    _, group = np.unique(ground.group, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(int(group.max()) + 1)[group] % folds
+
     def everything(label: Labels) -> Matrix:  # (properties, C)
         shapes = [(folds, len(p.names), classes) for p in properties]
-        tables = [
-            counts(p.code, label, ground.fold, s) for p, s in zip(properties, shapes, strict=True)
-        ]
+        tables = [counts(p.code, label, fold, s) for p, s in zip(properties, shapes, strict=True)]
         return np.stack([scores(t) for t in tables])[:, large]
 
     observed = everything(ground.label)
-    chance = np.stack(
-        [everything(ground.label[o]) for o in shuffles(ground.group, cfg.permutations, seed)]
-    )
-    middle, spread = chance.mean(axis=0), chance.std(axis=0) + 1e-9
-    extreme = ((chance - middle) / spread).max(axis=(1, 2))  # (permutations,)
-    z = (observed - middle) / spread
-    p = (1 + (extreme[:, None, None] >= z).sum(axis=0)) / (1 + cfg.permutations)
+    orders = shuffles(ground.group, cfg.permutations, seed)
+    chance = np.stack([everything(ground.label[o]) for o in orders])  # (permutations, ., C)
+    every = np.concatenate([observed[None], chance])  # alike by right where nothing is told
+    z = (every - every.mean(axis=0)) / (every.std(axis=0) + 1e-9)
+    p = (z.max(axis=(1, 2))[:, None, None] >= z[0]).mean(axis=0)
     low, high = np.quantile(chance, [0.025, 0.975], axis=0)
     rows = []
     for i, own in enumerate(properties):
@@ -199,7 +198,7 @@ def by_label(ground: Ground, properties: list[Property], cfg: Audit, seed: int) 
 def present(ground: Ground, own: Property, number: int) -> tuple[Mask, str]:
     """Which images (N,) have a value that speaks for a class, and the values' names."""
     shape = (1, len(own.names), len(ground.classes))
-    zero = np.zeros_like(ground.fold)
+    zero = np.zeros_like(ground.label)
     says = speaks_for(counts(own.code, ground.label, zero, shape))[0, :, number]
     has: Mask = says[own.code]
     count = np.bincount(own.code[has & (ground.label == number)], minlength=len(own.names))

@@ -136,7 +136,6 @@ class Judged:
     mask: NDArray[np.bool_]
     embeddings: Embeddings
     probabilities: NDArray[np.float32]
-    fold: NDArray[np.int64]
 
 
 def judge(m: Material, cfg: Config) -> Judged | None:
@@ -145,9 +144,8 @@ def judge(m: Material, cfg: Config) -> Judged | None:
     mask = label_errors.judged(e)
     if len(np.unique(e.labels[mask])) < 2:
         return None
-    known, count = embed.rows(e, mask), cfg.audit.folds
-    fold = label_errors.folds(known.labels, known.groups, count, cfg.seed)
-    return Judged(mask, known, label_errors.out_of_sample(known, count, cfg.seed), fold)
+    known = embed.rows(e, mask)
+    return Judged(mask, known, label_errors.out_of_sample(known, cfg.audit.folds, cfg.seed))
 
 
 def errors(m: Material, judged: Judged | None, reviewed: set[str]) -> pd.DataFrame:
@@ -213,7 +211,7 @@ def suspects(
     at = place[rows][has]
     e = embed.rows(judged.embeddings, at)
     said = judged.probabilities[at].argmax(axis=1)
-    ground = confounders.Ground(e.labels, said, judged.fold[at], e.groups, e.classes)
+    ground = confounders.Ground(e.labels, said, e.groups, e.classes)
     return ground, [c.rows(has) for c in columns], rows[has]
 
 
