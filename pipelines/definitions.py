@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets import (
     analyse,
+    audit,
     curate,
     deployment,
     embed,
@@ -32,6 +33,7 @@ modules = (
     shard,
     pretrain,
     embed,
+    audit,
     evaluate,
     analyse,
     promote,

@@ -116,6 +116,32 @@ def diagnose(date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Js
 
 
 @app.command()
+def audit(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
+    """Doubtful labels, confounders and missing metadata, on a page to review; changes nothing.
+
+    Open reports/audit/audit.html, decide, download the CSV, then
+
+        headwater correct Downloads/corrections.csv
+    """
+    _print(_stage("audit").run(_config(params, set_), Paths()), as_json)
+
+
+@app.command()
+def correct(
+    file: Annotated[Path, typer.Argument(help="CSV with sha256 or path, and label")],
+    new_classes: Annotated[
+        bool, typer.Option("--new-classes", help="take labels that no image has yet")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Store corrected labels in data/corrections.csv; the next ingest applies them.
+
+    Bad rows change nothing and are listed with a reason in reports/corrections-rejects.csv.
+    """
+    _print(_stage("correct").run(Paths(), file, new_classes), as_json)
+
+
+@app.command()
 def collect(
     key: Annotated[str, typer.Argument(help="name of the new source folder")],
     dates: Annotated[list[str], typer.Argument(help="partitions to take, YYYY-MM-DD ...")],

@@ -38,12 +38,37 @@ class Data(Section):
 
 
 class Validate(Section):
-    """Limits whose violation stops the chain."""
+    """Limits whose violation stops the chain, and (below) those that only warn."""
 
     max_reject_share: float = 0.2
     min_images: int = 100
     min_classes: int = 2
     max_unlabelled_share: float = 0.999
+    # Share of the labels that may have moved between classes since the last accepted version,
+    # beyond what chance makes of it (total variation). Raise it for once where you meant that.
+    max_class_drift: float = Field(default=0.5, ge=0, le=1)
+    class_drift: float = Field(default=0.1, ge=0, le=1)  # warns
+    min_per_class: int = 2  # warns
+
+
+class Audit(Section):
+    """``headwater audit``: what is suspicious about labels and metadata. It changes nothing."""
+
+    features: Literal["auto", "pretrained", "seed"] = "auto"  # auto: pretrained if there are any
+    folds: int = Field(default=5, ge=2)  # of the probe whose held-out predictions judge labels
+    review: int = Field(default=100, ge=0)  # images on the review sheet at most
+    # A property is named where it tells a class apart this well (balanced accuracy) ...
+    too_well: float = Field(default=0.8, gt=0.5, lt=1)
+    # ... and, unless it is metadata, moves the probe's answer at the same label by this share.
+    lean: float = Field(default=0.1, ge=0, le=1)
+    # Or where it and the clusters of the features tell each other this well (adjusted mutual
+    # information).
+    cluster: float = Field(default=0.3, gt=0, lt=1)
+    permutations: int = Field(default=199, ge=19)
+    min_class: int = Field(default=20, ge=2)  # images below which a class is not judged
+    precision: float = Field(default=0.9, gt=0, lt=1)  # of metadata that is inferred
+    # Columns whose inferred values take part in the search for confounders. None unless asked.
+    fill: tuple[Literal["source", "captured_month"], ...] = ()
 
 
 class SeedEncoder(Section):
@@ -377,6 +402,7 @@ class Config(Section):
     seed: int = 0
     data: Data = Data()
     validate_: Validate = Field(default=Validate(), alias="validate")
+    audit: Audit = Audit()
     seed_encoder: SeedEncoder = SeedEncoder()
     curate: Curate = Curate()
     shard: Shard = Shard()
@@ -457,6 +483,9 @@ class Paths:
         self.predictions = self.deploy / "predictions"
         self.monitor = self.deploy / "monitor"
         self.repair = self.deploy / "repair"
+        self.history = self.root / "data/history/validation.jsonl"
+        self.corrections = self.root / "data/corrections.csv"
         self.collected = self.root / "data/collected"
         self.runs = self.root / "runs"  # work in progress, never versioned
         self.reports = self.root / "reports"
+        self.audit = self.reports / "audit"

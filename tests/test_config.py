@@ -15,6 +15,9 @@ OPTIONS = """
 seed
 data.sources data.test_fraction data.max_pixels data.min_side data.channels
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
+validate.max_class_drift validate.class_drift validate.min_per_class
+audit.features audit.folds audit.review audit.too_well audit.lean audit.cluster
+audit.permutations audit.min_class audit.precision audit.fill
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
 shard.max_bytes shard.max_side shard.place

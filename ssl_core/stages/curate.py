@@ -15,7 +15,7 @@ from ..curation._union import assign_split
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..types import Array
-from ._gate import require_valid
+from ._gate import require_sound, require_valid
 
 UNLABELLED = "(unlabelled)"
 
@@ -123,10 +123,11 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write curated/: curated.parquet and summary.json.
 
     Raises:
-        HeadwaterError: validation failed, features of another manifest, bad order of steps,
-            or an empty side of the split.
+        HeadwaterError: validation failed, features that are unsound or of another manifest, bad
+            order of steps, or an empty side of the split.
     """
     require_valid(paths)
+    require_sound(paths.seed_embeddings, "seed_embed")
     with Reporter("curate") as report, atomic_dir(paths.curated) as out:
         frame = load_frame(paths)
         frame = curate(frame, load_features(paths, len(frame)), cfg, report)
