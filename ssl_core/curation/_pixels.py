@@ -1,0 +1,107 @@
+"""The third witness: do two small pictures agree once the second is laid over the first?
+
+A copy may have lost a few per cent at its edges or have other brightness, so the second is scaled and
+moved along both axes (four parameters, Gauss-Newton on grey values) and the correlation is
+taken, in colour, where they overlap: brightness and contrast do not count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = NDArray[np.uint8]
+SIDE = 24  # pixels: twice what the pHash sees, and alignment stays cheap
+BATCH = 1024  # pairs
+ROUNDS = 6
+REACH = 0.2  # of half a side: how far the overlay may move, and its scale change
+# Pairs below this after so many rounds are given up: of true copies (planted in emoji art), one in
+# a hundred begins below 0.7, and the best correlation grows fast.
+HOPELESS = {0: 0.6, 1: 0.7, 3: 0.8}
+
+
+def agreement(first: Pixels, second: Pixels) -> Array:
+    """Correlation of aligned colours: (P, 3, S, S) twice -> (P,), at most 1; flat pictures get 0."""
+    import torch
+
+    parts = [np.empty(0, dtype=np.float32)]
+    for start in range(0, len(first), BATCH):
+        block = slice(start, start + BATCH)
+        a, b = (torch.from_numpy(x[block]).float() / 255 for x in (first, second))
+        parts.append(_aligned(a, b).numpy())
+    return np.concatenate(parts)
+
+
+def _aligned(a: Tensor, b: Tensor) -> Tensor:
+    """Best correlation over the rounds: (P, 3, S, S) twice -> (P,)."""
+    import torch
+
+    best = torch.zeros(len(a))
+    alive = torch.arange(len(a))
+    lay = torch.tensor([1.0, 0.0, 1.0, 0.0]).repeat(len(a), 1)  # x scale, x shift, y scale, y shift
+    for turn in range(ROUNDS + 1):
+        best[alive] = torch.maximum(best[alive], _correlation(a, b, lay))
+        go = best[alive] > HOPELESS.get(turn, 0.0)
+        alive, a, b, lay = alive[go], a[go], b[go], lay[go]
+        if turn == ROUNDS or not len(alive):
+            break
+        lay = _step(a.mean(1, keepdim=True), b.mean(1, keepdim=True), lay)
+    return best
+
+
+def _warp(b: Tensor, lay: Tensor) -> tuple[Tensor, Tensor]:
+    """b laid over, and where it has pixels: (P, C, S, S), (P, 4) -> (P, C, S, S), (P, 1, S, S)."""
+    import torch
+    from torch.nn import functional
+
+    count, side = len(b), b.shape[-1]
+    line = torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
+    x = (lay[:, :1] * line + lay[:, 1:2])[:, None, :].expand(count, side, side)
+    y = (lay[:, 2:3] * line + lay[:, 3:])[:, :, None].expand(count, side, side)
+    grid = torch.stack([x, y], dim=-1)  # (P, S, S, 2)
+    over = functional.grid_sample(b, grid, padding_mode="border", align_corners=False)
+    return over, ((x.abs() < 1) & (y.abs() < 1)).float().unsqueeze(1)
+
+
+def _centred(x: Tensor, mask: Tensor) -> Tensor:
+    """Minus its mean within the mask over all colours, 0 outside."""
+    weight = mask.sum((1, 2, 3), keepdim=True) * x.shape[1]
+    return (x - (x * mask).sum((1, 2, 3), keepdim=True) / weight.clamp(min=1)) * mask
+
+
+def _correlation(a: Tensor, b: Tensor, lay: Tensor) -> Tensor:
+    over, mask = _warp(b, lay)
+    a, over = _centred(a, mask), _centred(over, mask)
+    powers = (a * a).sum((1, 2, 3)) * (over * over).sum((1, 2, 3))
+    return (a * over).sum((1, 2, 3)) / (powers + 1e-6).sqrt()
+
+
+def _step(a: Tensor, b: Tensor, lay: Tensor) -> Tensor:
+    """One Gauss-Newton step of the overlay on grey (P, 1, S, S), with the best contrast."""
+    import torch
+    from torch.nn import functional
+
+    side = a.shape[-1]
+    over, mask = _warp(b, lay)
+    a, w = _centred(a, mask), _centred(over, mask)
+    gain = (a * w).sum((1, 2, 3)) / (w * w).sum((1, 2, 3)).clamp(min=1e-6)
+    gain = gain.clamp(0.2, 5)[:, None, None, None]
+    # Slopes per half a side, central differences, none at the border.
+    dx = functional.pad((over[..., 2:] - over[..., :-2]) * side / 4, (1, 1))
+    dy = functional.pad((over[..., 2:, :] - over[..., :-2, :]) * side / 4, (0, 0, 1, 1))
+    line = torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
+    slopes = torch.stack([dx * line, dx, dy * line[:, None], dy], dim=-1)  # (P, 1, S, S, 4)
+    slopes = (slopes * gain[..., None] * mask[..., None]).flatten(1, 3)  # (P, S*S, 4)
+    slopes = slopes - slopes.mean(1, keepdim=True)
+    residual = (a - gain * w).flatten(1).unsqueeze(2)  # (P, S*S, 1)
+    normal = slopes.mT @ slopes + 1e-3 * torch.eye(4)
+    move = torch.linalg.solve(normal, slopes.mT @ residual).squeeze(2)  # (P, 4)
+    still = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    return still + (lay + move.clamp(-REACH / 2, REACH / 2) - still).clamp(-REACH, REACH)
