@@ -1,7 +1,7 @@
 """Overlapping cells: rows that resemble each other share one, and no cell grows with N.
 
-So the search for pairs is near-linear: about N / CELL cells, each compared with itself. A row lives in
-the cells of its two nearest centres; a pair is missed only if it shares neither.
+So the search for pairs is near-linear: about N / CELL cells, each compared with itself. A row
+lives in the cells of its two nearest centres; a pair is missed only if it shares neither.
 """
 
 from __future__ import annotations

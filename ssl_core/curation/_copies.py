@@ -1,10 +1,10 @@
 """Pairs of copies among images, from three witnesses.
 
-Features of a trained network forgive what re-encoding, resizing and cropping change, but also what they
-were trained to ignore: a recoloured sign can score as high. The perceptual hash (pHash: signs of the
-low DCT frequencies of the grey 32x32 image) is blind to that meaning but sees layout; alone it
-confuses flags of equal layout. Where both agree clearly, the pair is sure. Where they only
-do not object, also for the mirror image, the aligned pixels decide.
+Features of a trained network forgive what re-encoding, resizing and cropping change, but also what
+they were trained to ignore: a recoloured sign can score as high. The perceptual hash (pHash: signs
+of the low DCT frequencies of the grey 32x32 image) is blind to that meaning but sees layout; alone
+it confuses flags of equal layout. Where both agree clearly, the pair is sure. Where they only do
+not object, be it for the mirror image, the aligned pixels decide.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..types import Array
 
@@ -27,6 +28,12 @@ REACH = 0.2  # of half a side: how far the overlay may move, and its scale chang
 # A pair whose correlation is no better after so many rounds is given up, and gets 0. Of true copies
 # (benchmarks/duplicates.py) one in a hundred begins below 0.7.
 HOPELESS = {0: 0.6, 1: 0.7, 3: 0.8, ROUNDS: 0.85}
+
+
+def thumbnail(pixels: Pixels) -> Pixels:
+    """Stretched to a small square, as the pHash does: (H, W, 3) -> (3, SIDE, SIDE)."""
+    small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(small).transpose(2, 0, 1)
 
 
 def agreement(first: Pixels, second: Pixels) -> Array:
@@ -118,7 +125,8 @@ def _correlation(a: Tensor, b: Tensor, lay: Tensor) -> Tensor:
     over, mask = _warp(b, lay)
     a, over = _centred(a, mask), _centred(over, mask)
     powers = (a * a).sum((1, 2, 3)) * (over * over).sum((1, 2, 3))
-    return (a * over).sum((1, 2, 3)) / (powers + 1e-6).sqrt()
+    found: Tensor = (a * over).sum((1, 2, 3)) / (powers + 1e-6).sqrt()
+    return found
 
 
 def _step(a: Tensor, b: Tensor, lay: Tensor) -> Tensor:
@@ -142,4 +150,5 @@ def _step(a: Tensor, b: Tensor, lay: Tensor) -> Tensor:
     normal = slopes.mT @ slopes + 1e-3 * torch.eye(4)
     move = torch.linalg.solve(normal, slopes.mT @ residual).squeeze(2)  # (P, 4)
     still = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    return still + (lay + move.clamp(-REACH / 2, REACH / 2) - still).clamp(-REACH, REACH)
+    found: Tensor = still + (lay + move.clamp(-REACH / 2, REACH / 2) - still).clamp(-REACH, REACH)
+    return found

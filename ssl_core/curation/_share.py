@@ -45,9 +45,7 @@ def tempered(sizes: Ints, target: int, temperature: float, rng: np.random.Genera
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (
-            (middle, high)
-            if np.minimum(sizes, middle * wish).sum() < target
-            else (low, middle)
+            (middle, high) if np.minimum(sizes, middle * wish).sum() < target else (low, middle)
         )
     ideal = np.minimum(sizes, high * wish)
     order = rng.permutation(len(sizes))

@@ -8,6 +8,8 @@ cluster has equally many. Sampling goes top down, water-filling at each node.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -36,7 +38,7 @@ def require_narrowing(levels: tuple[int, ...]) -> None:
     Raises:
         HeadwaterError: as the name says.
     """
-    if any(b >= a for a, b in zip(levels, levels[1:], strict=False)) or min(levels) < 1:
+    if any(b >= a for a, b in itertools.pairwise(levels)) or min(levels) < 1:
         rule = "each level must have fewer clusters than the one below, and at least 1"
         raise HeadwaterError(f"curate.hierarchy.levels = {list(levels)}", rule, "e.g. [1000, 100]")
 
@@ -57,8 +59,10 @@ def resampled_kmeans(points: Array, count: int, rounds: int, seed: int) -> Array
         labels = assign(points, centres, spherical=False)
         distances = _squares(points, centres, labels)
         near = np.concatenate(
-            [own[np.argsort(distances[own], kind="stable")[:each]]
-             for own in members(labels, len(centres))]
+            [
+                own[np.argsort(distances[own], kind="stable")[:each]]
+                for own in members(labels, len(centres))
+            ]
         )
         centres = kmeans(points[near], count, seed + turn + 1, spherical=False, iterations=10)
     return centres

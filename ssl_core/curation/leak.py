@@ -1,11 +1,11 @@
 """Leaks: training images that the evaluation split shows too.
 
-``exact`` and ``near`` already keep groups of copies on one side of the split. What they miss, because they
-must be right to merge groups, this step looks for with looser limits, and takes the *training* image:
-a wrong guess costs one training image, a missed one the honesty of every figure. Merging
-groups instead would let loose limits chain many groups into one, and move images of the
-test split whenever data grows. The test split is never touched. DINOv2 (arXiv 2304.07193) does the same
-with its curated pool, by a cosine of copy detection features alone; with features that were not
+``exact`` and ``near`` already keep groups of copies on one side of the split. What they miss,
+because they must be right to merge groups, this step looks for with looser limits, and takes the
+*training* image: a wrong guess costs one training image, a missed one the honesty of every figure.
+Merging groups instead would let loose limits chain many groups into one, and move images of the
+test split whenever data grows. The test split is never touched. DINOv2 (arXiv 2304.07193) does
+the same with its pool, by a cosine of copy detection features alone; with features that were not
 trained for that, look-alikes of one class score as high, so pixels must agree here too.
 """
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..config import Curate
 from ..types import Array
 from ._copies import Limits, Look, Rows, find
 from ._union import components, label_codes, same
 from ._vectors import Ints, normalise, phash_bits
+from ._verdict import drop
 
 NEEDS_SPLIT = True
 NEEDS_PIXELS = True
@@ -44,24 +46,20 @@ def apply(
     shas = frame["sha256"].iloc[at]
     least = shas[test].groupby(roots[test]).min()
     leaks = ~test & np.isin(roots, least.index)
-    lost = frame.index[at[leaks]]
-    frame.loc[lost, ["keep", "reason"]] = [False, REASON]
-    frame.loc[lost, "dup_of"] = least.loc[roots[leaks]].to_numpy()
-    frame.loc[lost, "detail"] = [
-        "same bytes as a test image" if n else "copy of a test image" for n in named[leaks]
-    ]
-    return frame
+    words = np.where(named[leaks], "same bytes as a test image", "copy of a test image")
+    copied = least.reindex(roots[leaks]).to_numpy()
+    return drop(frame, at[leaks], REASON, words.tolist(), copied)
 
 
 def _across(
     rows: pd.DataFrame,
     features: Array,
-    test: np.ndarray,
+    test: NDArray[np.bool_],
     at: Ints,
     cfg: Curate,
     seed: int,
     look: Look | None,
-) -> tuple[np.ndarray, Ints]:
+) -> tuple[NDArray[np.bool_], Ints]:
     """Whether each row shares its bytes with the other side (N,), and all pairs across (P, 2)."""
     equal = same(rows["sha256"])
     equal = equal[test[equal[:, 0]] != test[equal[:, 1]]]

@@ -1,9 +1,9 @@
 """Retrieval: of the pool, only what is near trusted images (DINOv2, arXiv 2304.07193, section 3).
 
-For each trusted image the N nearest images of the pool are taken. With few trusted images that gives
-few and alike ones; then the pool is clustered, and from each cluster that holds enough
-trusted images N per trusted image are drawn. Trusted test images ask for nothing: what is
-learnt from must not be chosen by what is measured with.
+For each trusted image the N nearest images of the pool are taken. With few trusted images that
+gives few and alike ones; then the pool is clustered, and from each cluster that holds enough
+trusted images N per trusted image are drawn. Trusted test images ask for nothing: what is learnt
+from must not be chosen by what is measured with.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ..errors import HeadwaterError
 from ..types import Array
 from ._share import lottery
 from ._vectors import Ints, assign, kmeans, normalise
+from ._verdict import drop
 
 NEEDS_SPLIT = True
 REASON = "retrieval"
@@ -115,6 +116,4 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
         taken = np.zeros(len(rows), dtype=bool)
         taken[nearest(queries, pool, how.neighbours)[0].ravel()] = True
         why = f"not among the {how.neighbours} nearest of any trusted image"
-    lost = frame.index[rows[~taken]]
-    frame.loc[lost, ["keep", "reason", "detail"]] = [False, REASON, why]
-    return frame
+    return drop(frame, rows[~taken], REASON, why)

@@ -19,6 +19,7 @@ from ..errors import HeadwaterError
 from ..types import Array
 from ._share import lottery
 from ._vectors import Ints, assign, kmeans, members, normalise
+from ._verdict import drop
 
 NEEDS_SPLIT = True
 REASON = "semantic"
@@ -45,7 +46,7 @@ def strongest(unit: Array) -> tuple[Array, Ints]:
 
 
 def greedy(unit: Array, least: float) -> tuple[NDArray[np.bool_], Array, Ints]:
-    """Rows that go, and why: as :func:`strongest`, but only rows that stay take others with them."""
+    """Rows that go, and as :func:`strongest` why; only rows that stay take others with them."""
     gone = np.zeros(len(unit), dtype=bool)
     best, where = np.full(len(unit), -np.inf, dtype=np.float32), np.arange(len(unit))
     for i in range(len(unit)):
@@ -126,10 +127,7 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
     rows = frame.loc[pool].assign(cluster=labels)
     order = _order(rows, distance, cfg.semantic.prefer, seed)
     gone, best, partner = _found(unit, order, labels, cfg)
-    lost = rows.index[gone]
     keepers = rows["sha256"].to_numpy()[_survivor(gone, partner)[gone]]
     frame.loc[rows.index, "cluster"] = labels
-    frame.loc[lost, ["keep", "reason"]] = [False, REASON]
-    frame.loc[lost, "dup_of"] = keepers
-    frame.loc[lost, "detail"] = [f"cosine {c:.3f} with an earlier one of its cluster" for c in best[gone]]
-    return frame
+    words = [f"cosine {c:.3f} with an earlier one of its cluster" for c in best[gone]]
+    return drop(frame, np.flatnonzero(pool)[gone], REASON, words, keepers)
