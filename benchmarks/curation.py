@@ -9,6 +9,7 @@ these pHash by chance. ``all`` is the stage's own loop over all steps, with spli
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -166,7 +167,7 @@ def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for name in dict.fromkeys(r["case"] for r in rows):
         mine = sorted((r for r in rows if r["case"] == name), key=lambda r: r["images"])
-        for small, large in zip(mine, mine[1:], strict=False):
+        for small, large in itertools.pairwise(mine):
             tens = np.log10(large["images"] / small["images"])
             ratios = {
                 kind: float((large[kind] / small[kind]) ** (1 / tens))
