@@ -106,34 +106,43 @@ def _candidates(
     least = np.float32(min(limits.cosine, limits.floor) if look else limits.cosine)
     unit = rows.unit if len(chosen) == len(rows.unit) else rows.unit[chosen]
     for cell in cells(unit, seed):
-        x = unit[cell]
-        for start in range(0, len(cell), BLOCK):
-            cosines = x[start : start + BLOCK] @ x[start:].T  # (B, n - start)
-            i, j = np.nonzero(cosines >= least)
-            i, j = i[i < j], j[i < j]
-            pairs = chosen[cell[np.stack([i, j], axis=1) + start]]
-            yield _sorted_out(pairs, cosines[i, j], rows, limits, look)
+        for first, second in _blocks(cell, None if rows.side is None else rows.side[chosen]):
+            cosines = unit[first] @ unit[second].T  # (B, n)
+            if rows.side is None:  # second begins with first: each pair once
+                cosines[:, : len(first)][np.tri(len(first), dtype=bool)] = -2
+            flat = np.flatnonzero(cosines.ravel() >= least)
+            i, j = np.divmod(flat, len(second))
+            pairs = chosen[first[i]], chosen[second[j]]
+            yield _sorted_out(*pairs, cosines.ravel()[flat], rows.bits, limits, look)
+
+
+def _blocks(cell: Ints, side: NDArray[np.bool_] | None) -> Iterator[tuple[Ints, Ints]]:
+    """Rows to compare with each other: (B,), (n,)."""
+    if side is None:
+        yield from ((cell[k : k + BLOCK], cell[k:]) for k in range(0, len(cell), BLOCK))
+        return
+    one, other = cell[side[cell]], cell[~side[cell]]
+    if len(other):
+        yield from ((one[k : k + BLOCK], other) for k in range(0, len(one), BLOCK))
 
 
 def _sorted_out(
-    pairs: Pairs, cosines: Array, rows: Rows, limits: Limits, look: bool
+    first: Ints, second: Ints, cosines: Array, bits: Bits, limits: Limits, look: bool
 ) -> tuple[Pairs, Pairs]:
     """Which of the similar pairs are sure, and which doubtful."""
-    if rows.side is not None:
-        across = rows.side[pairs[:, 0]] != rows.side[pairs[:, 1]]
-        pairs, cosines = pairs[across], cosines[across]
-    upright, mirrored = _distances(pairs, rows.bits)
-    sure = (cosines >= np.float32(limits.cosine)) & (upright <= limits.hamming)
+    upright, mirrored = _distances(bits[first], bits[second])
+    sure = (upright <= limits.hamming) & (cosines >= np.float32(limits.cosine))
+    clear = np.stack([first[sure], second[sure]], axis=1)
     if not look:
-        return pairs[sure], NONE
-    doubtful = ~sure & (cosines >= np.float32(limits.floor))
-    doubtful &= np.minimum(upright, mirrored) <= DOUBTFUL_HAMMING
-    return pairs[sure], _nearest(pairs[doubtful], cosines[doubtful])
+        return clear, NONE
+    close = np.flatnonzero((np.minimum(upright, mirrored) <= DOUBTFUL_HAMMING) & ~sure)
+    close = close[cosines[close] >= np.float32(limits.floor)]
+    return clear, _nearest(np.stack([first[close], second[close]], axis=1), cosines[close])
 
 
-def _distances(pairs: Pairs, bits: Bits) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Hamming distance of the pHashes as they are, and with one mirrored: (P,) twice."""
-    odds = bits[pairs[:, 0]] ^ bits[pairs[:, 1]]
+def _distances(a: Bits, b: Bits) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Hamming distance of pHashes as they are, and with one mirrored: (P,) twice."""
+    odds = a ^ b
     return np.bitwise_count(odds), np.bitwise_count(odds ^ MIRROR)
 
 
@@ -147,7 +156,7 @@ def _nearest(pairs: Pairs, cosines: Array) -> Pairs:
 
 def _confirmed(pairs: Pairs, rows: Rows, limits: Limits, look: Look) -> Pairs:
     """Doubtful pairs whose pixels agree."""
-    upright, mirrored = _distances(pairs, rows.bits)
+    upright, mirrored = _distances(*rows.bits[pairs].T)
     turned = mirrored < upright
     known = rows.labels[pairs]
     apart = (known >= 0).all(axis=1) & (known[:, 0] != known[:, 1])

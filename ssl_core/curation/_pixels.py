@@ -47,9 +47,7 @@ def agreement(first: Pixels, second: Pixels) -> Array:
     parts = [np.empty(0, dtype=np.float32)]
     for start in range(0, len(first), BATCH):
         block = slice(start, start + BATCH)
-        a, b = (
-            torch.from_numpy(np.ascontiguousarray(x[block])).float() / 255 for x in (first, second)
-        )
+        a, b = (torch.from_numpy(x[block].copy()).float() / 255 for x in (first, second))
         parts.append(_agreement(a, b).numpy())
     return np.concatenate(parts)
 
