@@ -81,17 +81,56 @@ class SeedEncoder(Section):
     batch_size: int = 64  # on CPU faster than 256: the activations stay in cache
 
 
+class Semantic(Section):
+    """Step ``semantic``: SemDeDup (arXiv 2303.09540) on training images."""
+
+    # Of two images of one cluster with a cosine above 1 - epsilon the later one goes.
+    epsilon: float = Field(default=0.05, ge=0, lt=1)
+    keep: float | None = Field(default=None, gt=0, le=1)  # this share instead: epsilon follows
+    # What comes first, and so stays: far from its centroid (hard), near it (easy), or by chance.
+    prefer: Literal["hard", "easy", "random"] = "hard"
+    greedy: bool = False  # an image that has gone takes no other with it
+
+
+class Hierarchy(Section):
+    """Step ``hierarchical``: k-means of k-means (arXiv 2405.15613)."""
+
+    # Clusters per level, from images upwards; empty: sqrt(N), then a tenth as long as that is 4.
+    levels: tuple[int, ...] = ()
+    resampling: int = Field(default=10, ge=0)  # rounds on the images nearest their centroids
+    draw: Literal["random", "nearest"] = "random"  # within a cluster of the lowest level
+
+
+class Retrieval(Section):
+    """Step ``retrieval``: only what is near trusted training images (arXiv 2304.07193)."""
+
+    # Each: label=NAME, source=NAME, group=NAME, or a file with one sha256 per line.
+    trusted: tuple[str, ...] = ()
+    neighbours: int = Field(default=4, ge=1)  # images taken per trusted image
+    # Few trusted images: from each of ``clusters`` that holds at least so many; 0: by neighbours.
+    hits: int = Field(default=0, ge=0)
+
+
 class Curate(Section):
     """Which images are kept for pretraining, in this order of steps (files in curation/)."""
 
-    steps: tuple[str, ...] = ("exact", "near", "balance")
+    steps: tuple[str, ...] = ("exact", "near", "leak", "balance")
     # Two images are copies if the cosine of their seed features is at least this and their
-    # pHashes differ in at most so many of 64 bits.
+    # pHashes differ in at most so many of 64 bits ...
     near_cosine: float = 0.78
     near_hamming: int = 4
-    clusters: int = 64
-    # Share of the images left after deduplication that the balanced choice keeps.
+    # ... or the cosine is at least near_look and their aligned pixels agree to near_pixels of 1.
+    near_look: float = 0.6
+    near_pixels: float = 0.75
+    clusters: int = 64  # of balance, temperature and retrieval
+    # Share of the images left after deduplication that a balanced choice keeps.
     keep: float = Field(default=0.95, gt=0, le=1)
+    # Step temperature: a cluster of n images gets a share like n^(1/T). 1: as it is.
+    temperature: float = Field(default=2.0, ge=1)
+    by_label: bool = False  # step temperature: labels instead of clusters, where there are any
+    semantic: Semantic = Semantic()
+    hierarchy: Hierarchy = Hierarchy()
+    retrieval: Retrieval = Retrieval()
 
 
 class Shard(Section):

@@ -41,17 +41,27 @@ def flow(paths: Paths) -> Markup | None:
     frame = pd.read_parquet(paths.curated / "curated.parquet", columns=["split", "keep", "reason"])
     rejects = paths.manifest / "rejects.parquet"
     refused = len(pd.read_parquet(rejects)) if rejects.exists() else 0
-    count = frame["reason"].value_counts().to_dict()
+    count = {str(k): int(n) for k, n in frame["reason"].value_counts().items()}
 
     def lost(*names: tuple[str, str]) -> tuple[tuple[str, int], ...]:
-        return tuple((text, int(count[key])) for key, text in names if count.get(key))
+        return tuple((text, count[key]) for key, text in names if count.get(key))
 
     first = Reach("found", len(frame) + refused, (("unreadable", refused),) if refused else ())
     steps = [
         ("readable", lost(("quarantine", "quarantined"))),
-        ("valid", lost(("duplicate-exact", "equal"), ("duplicate-near", "look-alike"))),
-        ("distinct", lost(("balance", "surplus"))),
+        (
+            "valid",
+            lost(
+                ("duplicate-exact", "equal"),
+                ("duplicate-near", "look-alike"),
+                ("semantic", "same content"),
+                ("leak", "in the test split too"),
+            ),
+        ),
     ]
+    told = {"", "quarantine", "duplicate-exact", "duplicate-near", "semantic", "leak"}
+    choices = [(r, "surplus" if r == "balance" else r) for r in sorted(set(count) - told)]
+    steps.append(("distinct", lost(*choices)))
     reaches, left = [first], len(frame)
     for name, losses in steps:
         reaches.append(Reach(name, left, losses))
