@@ -24,8 +24,8 @@ from ._subject import Finding, Row, Subject
 
 KINDS = len(_scenes.SHAPES)
 PER_KIND, PER_PAIR, FREE = 40, 8, 480
-TILES, LOW, HIGH = (2, 4, 8), (0.4, 0.2, 0.1), (0.05, 0.1, 0.2)
-BANDS, STRENGTH = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)), 0.1
+TILES, LOW, HIGH = (2, 4, 8), (0.4, 0.2), (0.05, 0.1)
+BANDS, STRENGTH = ((0.0, 0.3), (0.3, 0.6), (0.6, 1.0)), 0.1
 Pairs = NDArray[np.int64]
 
 
@@ -110,7 +110,7 @@ def _pictured(subject: Subject, rows: list[Row]) -> dict[str, bytes]:
     cells = [[_pictures.rgb(image) for image in images] for images in drawn]
     image = subject.source.take(subject.draw(1)).cpu()
     changed = [_pictures.rgb(c(image)[0]) for _, c in changes(side, subject.seed)]
-    cells += [changed[i : i + 7] for i in range(0, len(changed), 7)]
+    cells += [changed[i : i + KINDS] for i in range(0, len(changed), KINDS)]
     pictures = {"texture_samples": _pictures.sheet(cells)}
     own = {r["slice"]: {"accuracy": r["value"]} for r in rows if r["metric"] == "linear_accuracy"}
     if own:
