@@ -10,9 +10,9 @@ left), low and high frequencies only, and noise of one band (2202.06709).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -75,18 +75,14 @@ def changes(side: int, seed: int) -> Iterator[tuple[str, Change]]:
     yield "clean", lambda x: x
     for tiles in TILES:
         if side % tiles == 0:
-            draw = torch.Generator().manual_seed(seed)
-            yield f"tiles:{tiles}", lambda x, t=tiles, d=draw: _filters.shuffled(x, t, d)
+            yield f"tiles:{tiles}", partial(_filters.shuffled, tiles=tiles, seed=seed)
     for cut in LOW:
-        yield f"low_pass:{cut}", lambda x, c=cut: _filters.low_passed(x, c)
+        yield f"low_pass:{cut}", partial(_filters.low_passed, cut=cut)
     for cut in HIGH:
-        yield f"high_pass:{cut}", lambda x, c=cut: _filters.high_passed(x, c)
+        yield f"high_pass:{cut}", partial(_filters.high_passed, cut=cut)
     for band in BANDS:
-        draw = torch.Generator().manual_seed(seed)
-        yield (
-            f"noise:{band[0]}-{band[1]}",
-            lambda x, b=band, d=draw: _filters.noisy(x, b, STRENGTH, d),
-        )
+        name = f"noise:{band[0]}-{band[1]}"
+        yield name, partial(_filters.noisy, band=band, strength=STRENGTH, seed=seed)
 
 
 def companions(subject: Subject, count: int) -> list[Row]:
