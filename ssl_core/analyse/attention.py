@@ -24,7 +24,8 @@ Grid = tuple[int, int]
 def patches(weights: Tensor, prefix: int) -> Tensor:
     """Attention between patches alone, rows summing to one: (..., N, N) -> (..., L, L)."""
     kept = weights[..., prefix:, prefix:]
-    return kept / (kept.sum(-1, keepdim=True) + TINY)
+    found: Tensor = kept / (kept.sum(-1, keepdim=True) + TINY)
+    return found
 
 
 def gaps(grid: Grid, stride: int) -> Tensor:
@@ -41,7 +42,8 @@ def distance(weights: Tensor, grid: Grid, stride: int) -> Tensor:
 
 def entropy(weights: Tensor) -> Tensor:
     """Mean entropy of rows as a share of the largest possible: (..., L, L) -> (...), 0 to 1."""
-    return torch.special.entr(weights).sum(-1).mean(-1) / math.log(max(weights.shape[-1], 2))
+    found: Tensor = torch.special.entr(weights).sum(-1).mean(-1)
+    return found / math.log(max(weights.shape[-1], 2))
 
 
 def information(weights: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ def information(weights: Tensor) -> Tensor:
     joint = weights + SMOOTH
     joint = joint / joint.sum(-1, keepdim=True)
     keys = joint.mean(-2, keepdim=True)  # (..., 1, L)
-    shared = (joint * (joint / keys).log()).sum(-1).mean(-1)
+    shared: Tensor = (joint * (joint / keys).log()).sum(-1).mean(-1)
     spread = torch.special.entr(keys).sum((-1, -2))
     return shared / (math.log(max(size, 2)) * spread).clamp_min(TINY).sqrt()
 
@@ -66,7 +68,7 @@ def diversity(weights: Tensor) -> Tensor:
     heads = weights.shape[1]
     if heads < 2:
         return weights.new_full((len(weights),), math.nan)
-    whole = torch.special.entr(weights.mean(1)).sum(-1)  # (B, L)
+    whole: Tensor = torch.special.entr(weights.mean(1)).sum(-1)  # (B, L)
     parts = torch.special.entr(weights).sum(-1).mean(1)
     return (whole - parts).mean(-1) / math.log(heads)
 
