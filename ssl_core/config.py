@@ -449,5 +449,7 @@ class Paths:
         self.monitor = self.deploy / "monitor"
         self.repair = self.deploy / "repair"
         self.collected = self.root / "data/collected"
+        self.forgotten = self.root / "data/forgotten.csv"  # what ingest never takes again
+        self.requests = self.root / "data/forgotten.jsonl"  # the log of headwater forget
         self.runs = self.root / "runs"  # work in progress, never versioned
         self.reports = self.root / "reports"

@@ -77,7 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data/collected/.gitkeep").touch()
     text = TINY.replace("[images]", "[data/raw, data/collected]")
     (root / "params.yaml").write_text(text + "seed_encoder: {}\n")  # DVC wants every section
-    for name in ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore"):
+    files = ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore")
+    for name in (*files, "data/forgotten.csv"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / ".gitignore").write_text(".dvc-remote/\n.dagster_home/\nruns/\nreports/\n")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import forgotten
 from ..artifacts import write_bytes
 from ..config import Config, Paths
 from ..errors import HeadwaterError
@@ -133,7 +134,7 @@ def graph(source: str) -> dict[str, Any]:
     tree = template()
     ingest = tree["stages"]["ingest"]
     names = [] if source.startswith(SCHEME) else webdataset.expand(source)
-    ingest["deps"] = list(dict.fromkeys([*names, "data/collected"]))
+    ingest["deps"] = list(dict.fromkeys([*names, "data/collected", "data/forgotten.csv"]))
     if source.startswith(SCHEME) or source.endswith((".csv", ".parquet")):
         ingest["always_changed"] = True
     return tree
@@ -156,6 +157,7 @@ def write(project: Path, source: str, tree: dict[str, Any]) -> list[str]:
     graph_text = yaml.safe_dump(graph(source), sort_keys=False, width=100)
     texts = {
         "data/collected/.gitkeep": "",
+        "data/forgotten.csv": forgotten.EMPTY,
         "data/.gitignore": IGNORED,
         ".gitignore": _ignored(source),
         "dvc.yaml": f"{GRAPH_HEAD}\n{graph_text}",
