@@ -15,12 +15,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from . import artifacts
 
 BLOCK = tarfile.BLOCKSIZE  # 512: a header, and the unit that data is padded to
 COLUMNS = ("split", "shard", "key", "ext", "offset", "size", "label", "group", "source")
+
+
+SYNTHETIC = "synthetic:"  # the source of images that no camera took; the generator follows
+
+
+def synthetic(sources: pd.Series) -> NDArray[np.bool_]:
+    """Which images were made by a generator: (N,)."""
+    found: NDArray[np.bool_] = sources.fillna("").str.startswith(SYNTHETIC).to_numpy(np.bool_)
+    return found
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data/collected").mkdir()
     (root / "data/collected/.gitkeep").touch()
     text = TINY.replace("[images]", "[data/raw, data/collected]")
-    (root / "params.yaml").write_text(text + "seed_encoder: {}\n")  # DVC wants every section
+    (root / "params.yaml").write_text(
+        text + "seed_encoder: {}\nsynthesise: {}\n"
+    )  # DVC wants every section
     files = ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore")
     for name in (*files, "data/forgotten.csv"):
         (root / name).parent.mkdir(exist_ok=True)

@@ -17,6 +17,8 @@ data.sources data.test_fraction data.max_pixels data.min_side data.channels
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
+synthesise.generators synthesise.target synthesise.least synthesise.tries synthesise.side
+synthesise.pool synthesise.options synthesise.copy_cosine synthesise.unusual synthesise.guesses
 shard.max_bytes shard.max_side shard.place
 pretrain.method pretrain.recipe pretrain.options pretrain.backbone
 pretrain.backbone_args pretrain.image_size

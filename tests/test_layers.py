@@ -14,7 +14,7 @@ LAYERS = [
     | {"decoding", "forgotten", "rejects", "store", "telemetry"},
     {"reader", "upload"},
     {"sources", "methods", "evaluate", "drift", "harm", "curation", "report"},
-    {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam"},
+    {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam", "synth"},
     {"accumulation", "checkpoint_writer", "compilation", "distribute", "optim", "preemption"},
     {"job"},
     {"feed"},

@@ -28,7 +28,7 @@ SECTIONS = {
     "ingest": ("data",),
     "validate": ("validate", "data"),
     "seed_embed": ("seed_encoder",),
-    "curate": ("curate", "data", "seed"),
+    "curate": ("curate", "data", "seed", "synthesise"),
     "shard": ("shard", "data"),
     "pretrain": ("pretrain", "seed"),
     "embed": ("embed", "seed"),
@@ -104,7 +104,8 @@ def _changed_config(cfg: Config, stage: str, recorded: dict[str, Any]) -> Iterat
     """Options that a product was made with and that differ now."""
     now: dict[str, Any] = {}
     for name in reversed(SECTIONS[stage]):
-        now |= cfg.section(name)
+        section = cfg.section(name)
+        now |= {name: section} if name == "synthesise" else section  # recorded as one value
     now["baselines"] = [b for b in cfg.evaluate.baselines if stage != "embed" or b != "seed"]
     for key, value in recorded.items():
         if key in now and now[key] != value:

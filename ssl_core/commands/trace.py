@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..config import Paths
 
 SHORTEST = 6  # hex digits of a prefix
-CURATED = ("path", "split", "keep", "reason", "dup_group", "dup_of", "cluster")
+CURATED = ("path", "source", "split", "keep", "reason", "dup_group", "dup_of", "cluster")
 
 
 def command(
@@ -87,7 +87,8 @@ def verdict(found: Row) -> str:
     if kept and kept[0]["split"] == "test":
         return "held out: evaluated on, never trained on"
     if kept:
-        return "kept for training"
+        made = str(kept[0].get("source", "")).startswith("synthetic:")
+        return f"kept for training, {kept[0]['source']}" if made else "kept for training"
     if found["curation"]:
         return f"left out by curation ({found['curation'][0]['reason']})"
     if found["validation"].get("quarantined"):
@@ -125,7 +126,8 @@ def _by_prefix(paths: Paths, prefix: str) -> tuple[str, set[str]]:
         rule = f"is no file, no ref of the manifest, and no {SHORTEST} to 64 hex digits of a sha256"
         raise HeadwaterError(f"image '{prefix[:120]}'", rule, "check the name")
     found: dict[str, set[str]] = {}
-    for file in (paths.manifest / "manifest.parquet", *_logs(paths)):
+    curated = paths.curated / "curated.parquet"  # synthetic images are in no manifest
+    for file in (paths.manifest / "manifest.parquet", curated, *_logs(paths)):
         for row in _starting(file, prefix):
             found.setdefault(row["sha256"], set()).add(row["path"])
     for row in forgotten.entries(paths.forgotten):

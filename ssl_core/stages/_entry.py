@@ -15,6 +15,7 @@ from ..config import Config, Deploy, Paths
 from ..errors import HeadwaterError
 from ..evaluate import _head
 from ..gate import Slice
+from ..shards import synthetic
 
 REFERENCE = (
     "sha256",
@@ -73,7 +74,7 @@ def card(paths: Paths, whole: Slice) -> dict[str, Any]:
     train = index[index["split"] == "train"]
     about, meta = read_json(paths.shards / "index.json"), read_json(paths.pretrain / models.META)
     return {
-        "sources": sorted(train["source"].unique().tolist()),
+        "sources": sorted(train.loc[~synthetic(train["source"]), "source"].unique().tolist()),
         "images": len(train),
         "groups": int(train["group"].nunique()),
         "max_side": about["max_side"],

@@ -15,6 +15,7 @@ from ..curation._union import assign_split
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..types import Array
+from . import synthesise
 from ._gate import require_valid
 
 UNLABELLED = "(unlabelled)"
@@ -72,7 +73,7 @@ def curate(frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter) 
         frame = step.apply(frame, features, cfg.curate, cfg.seed)
         report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
     frame["split"] = assign_split(frame, cfg.data.test_fraction)
-    return frame
+    return synthesise.apart(frame)
 
 
 def require_both(frame: pd.DataFrame) -> None:
@@ -120,7 +121,7 @@ def summarise(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write curated/: curated.parquet and summary.json.
+    """Write curated/: curated.parquet and summary.json; with ``synthesise``, what it made.
 
     Raises:
         HeadwaterError: validation failed, features of another manifest, bad order of steps,
@@ -129,13 +130,17 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     require_valid(paths)
     with Reporter("curate") as report, atomic_dir(paths.curated) as out:
         frame = load_frame(paths)
-        frame = curate(frame, load_features(paths, len(frame)), cfg, report)
+        features = load_features(paths, len(frame))
+        frame = curate(frame, features, cfg, report)
         require_both(frame)
+        frame, made = synthesise.extend(cfg, paths, frame, features, out, report)
         summary = summarise(frame)
+        summary["counts"] |= {"synthetic": made} if made else {}
         frame.to_parquet(out / "curated.parquet", engine="pyarrow", index=False)
         write_json(out / "summary.json", summary)
         config = cfg.section("curate") | cfg.section("seed")
         config["test_fraction"] = cfg.data.test_fraction
+        config["synthesise"] = cfg.section("synthesise")
         inputs = {
             "manifest": paths.manifest,
             "validation": paths.validation,

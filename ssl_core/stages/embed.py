@@ -9,6 +9,7 @@ from ..artifacts import atomic_dir, read_json, write_lineage
 from ..config import Config, Paths
 from ..progress import Reporter
 from ..reader import ShardReader
+from ..shards import synthetic
 
 
 def made_here(cfg: Config) -> list[str]:
@@ -19,6 +20,8 @@ def made_here(cfg: Config) -> list[str]:
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write embeddings/: features.npy (N, D) with index.parquet, and <baseline>.npy.
 
+    Real images only: whatever is fitted or measured on them later never meets a synthetic one.
+
     Raises:
         HeadwaterError: an unknown baseline.
     """
@@ -27,12 +30,13 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     reader = ShardReader(paths.shards, None, meta["image_size"])
     with Reporter("embed") as report, atomic_dir(paths.embeddings) as out:
         mean, std = tuple(meta["mean"]), tuple(meta["std"])
-        features = embed.compute(encoder, reader, mean, std, cfg.embed.batch_size)
+        real = ~synthetic(reader.frame["source"])
+        features = embed.compute(encoder, reader, mean, std, cfg.embed.batch_size)[real]
         for name in made_here(cfg):
-            found = embed.baseline(name, reader, meta, cfg.seed)
+            found = embed.baseline(name, reader, meta, cfg.seed)[real]
             embed.save_array(out / f"{name}.npy", found)
         classes = read_json(paths.shards / "index.json")["classes"]
-        embed.save(out, features, reader.frame, classes)
+        embed.save(out, features, reader.frame[real], classes)
         counts = {"images": len(features), "dimensions": features.shape[1]}
         inputs = {"shards": paths.shards, "pretrain": paths.pretrain}
         config = cfg.section("embed") | cfg.section("seed") | {"baselines": made_here(cfg)}
