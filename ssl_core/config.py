@@ -133,6 +133,24 @@ class Curate(Section):
     retrieval: Retrieval = Retrieval()
 
 
+class Synthesise(Section):
+    """Images for rare classes, made by generators (files in synth/) and kept if a filter agrees."""
+
+    generators: tuple[str, ...] = ()  # flow, composite, diffusers_model; none: off
+    # Classes with fewer labelled training images are filled up to so many, as far as accepted.
+    target: int = Field(default=20, ge=2)
+    least: int = Field(default=2, ge=1)  # classes with fewer images are left as they are
+    tries: float = Field(default=3.0, ge=1)  # candidates for each image that is wanted
+    side: int = Field(default=64, ge=16)  # pixels of the real images that generators see
+    pool: int = Field(default=50_000, ge=1)  # of these at most; rare classes always whole
+    options: dict[str, dict[str, Any]] = {}  # by generator, of its own Options
+    # The filter (synth/_filter.py). Nearly a real image: as curate.near_*, or this cosine alone.
+    copy_cosine: float = Field(default=0.97, gt=0, le=1)
+    # As unlike its class as this share of real images is too unlike.
+    unusual: float = Field(default=0.1, ge=0, lt=1)
+    guesses: int = Field(default=5, ge=1)  # of the probe, its label among them; of 10 classes one
+
+
 class Shard(Section):
     """WebDataset tars."""
 
@@ -444,6 +462,7 @@ class Config(Section):
     audit: Audit = Audit()
     seed_encoder: SeedEncoder = SeedEncoder()
     curate: Curate = Curate()
+    synthesise: Synthesise = Synthesise()
     shard: Shard = Shard()
     pretrain: Pretrain = Pretrain()
     embed: Embed = Embed()
@@ -525,6 +544,8 @@ class Paths:
         self.history = self.root / "data/history/validation.jsonl"
         self.corrections = self.root / "data/corrections.csv"
         self.collected = self.root / "data/collected"
+        self.forgotten = self.root / "data/forgotten.csv"  # what ingest never takes again
+        self.requests = self.root / "data/forgotten.jsonl"  # the log of headwater forget
         self.runs = self.root / "runs"  # work in progress, never versioned
         self.reports = self.root / "reports"
         self.audit = self.reports / "audit"

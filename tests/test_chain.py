@@ -76,15 +76,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data/collected").mkdir()
     (root / "data/collected/.gitkeep").touch()
     text = TINY.replace("[images]", "[data/raw, data/collected]")
-    (root / "params.yaml").write_text(text + "seed_encoder: {}\n")  # DVC wants every section
-    for name in (
-        "dvc.yaml",
-        ".dvcignore",
-        "data/.gitignore",
-        "data/corrections.csv",
-        ".dvc/config",
-        ".dvc/.gitignore",
-    ):
+    text += "seed_encoder: {}\nsynthesise: {}\n"  # DVC wants every section
+    (root / "params.yaml").write_text(text)
+    files = ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore")
+    for name in (*files, "data/corrections.csv", "data/forgotten.csv"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / ".gitignore").write_text(".dvc-remote/\n.dagster_home/\nruns/\nreports/\n")

@@ -20,6 +20,8 @@ audit.features audit.folds audit.review audit.too_well audit.lean audit.cluster
 audit.permutations audit.min_class audit.precision audit.fill
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
+synthesise.generators synthesise.target synthesise.least synthesise.tries synthesise.side
+synthesise.pool synthesise.options synthesise.copy_cosine synthesise.unusual synthesise.guesses
 shard.max_bytes shard.max_side shard.place
 pretrain.method pretrain.recipe pretrain.options pretrain.backbone
 pretrain.backbone_args pretrain.image_size

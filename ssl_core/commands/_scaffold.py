@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import forgotten
 from ..artifacts import write_bytes
 from ..config import Config, Paths
 from ..errors import HeadwaterError
@@ -133,7 +134,8 @@ def graph(source: str) -> dict[str, Any]:
     tree = template()
     ingest = tree["stages"]["ingest"]
     names = [] if source.startswith(SCHEME) else webdataset.expand(source)
-    ingest["deps"] = list(dict.fromkeys([*names, "data/collected", "data/corrections.csv"]))
+    own = ["data/collected", "data/corrections.csv", "data/forgotten.csv"]
+    ingest["deps"] = list(dict.fromkeys([*names, *own]))
     if source.startswith(SCHEME) or source.endswith((".csv", ".parquet")):
         ingest["always_changed"] = True
     return tree
@@ -157,6 +159,7 @@ def write(project: Path, source: str, tree: dict[str, Any]) -> list[str]:
     texts = {
         "data/collected/.gitkeep": "",
         "data/corrections.csv": _corrections.HEAD,
+        "data/forgotten.csv": forgotten.EMPTY,
         "data/.gitignore": IGNORED,
         ".gitignore": _ignored(source),
         "dvc.yaml": f"{GRAPH_HEAD}\n{graph_text}",

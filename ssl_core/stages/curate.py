@@ -21,6 +21,7 @@ from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array
+from . import synthesise
 from ._gate import require_sound, require_valid
 
 UNLABELLED = "(unlabelled)"
@@ -104,7 +105,7 @@ def curate(
         frame = step.apply(frame, features, cfg.curate, cfg.seed, **see)
         report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
     frame["split"] = assign_split(frame, cfg.data.test_fraction)
-    return frame
+    return synthesise.apart(frame)
 
 
 def require_both(frame: pd.DataFrame) -> None:
@@ -152,7 +153,7 @@ def summarise(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write curated/: curated.parquet and summary.json.
+    """Write curated/: curated.parquet and summary.json; with ``synthesise``, what it made.
 
     Raises:
         HeadwaterError: validation failed, features that are unsound or of another manifest, bad
@@ -163,13 +164,17 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     with Reporter("curate") as report, atomic_dir(paths.curated) as out:
         frame = load_frame(paths)
         look = looker(frame["path"], paths.root, cfg.data.channels)
-        frame = curate(frame, load_features(paths, len(frame)), cfg, report, look)
+        features = load_features(paths, len(frame))
+        frame = curate(frame, features, cfg, report, look)
         require_both(frame)
+        frame, made = synthesise.extend(cfg, paths, frame, features, out, report)
         summary = summarise(frame)
+        summary["counts"] |= {"synthetic": made} if made else {}
         frame.to_parquet(out / "curated.parquet", engine="pyarrow", index=False)
         write_json(out / "summary.json", summary)
         config = cfg.section("curate") | cfg.section("seed")
         config["test_fraction"] = cfg.data.test_fraction
+        config["synthesise"] = cfg.section("synthesise")
         inputs = {
             "manifest": paths.manifest,
             "validation": paths.validation,

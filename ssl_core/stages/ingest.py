@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import images, sources
+from .. import forgotten, images, sources
 from ..artifacts import atomic_dir, atomic_file, write_lineage
 from ..config import Config, Data, Paths
 from ..errors import HeadwaterError
@@ -143,6 +143,13 @@ def _row(found: Found) -> dict[str, Any]:
     )
 
 
+def refuse(found: Found, gone: frozenset[str]) -> Found:
+    """What was forgotten is not taken again, whatever it is called now."""
+    if found.facts is None or found.facts.sha256 not in gone:
+        return found
+    return Found(found.item, reject=Reject(forgotten.REASON, "by headwater forget"))
+
+
 # ---- the whole ---------------------------------------------------------------------------------
 
 
@@ -227,14 +234,15 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write manifest/: manifest.parquet, with corrected labels, and rejects.parquet.
 
     Raises:
-        HeadwaterError: a source is unknown, absent or does not answer, there is no image, or the
-            file of corrections is damaged.
+        HeadwaterError: a source is unknown, absent or does not answer, there is no image, or
+            data/corrections.csv or data/forgotten.csv is damaged.
     """
     file, began = cache(cfg, paths), time.time()
     with Reporter("ingest") as report, atomic_dir(paths.manifest) as out:
         items = gather(cfg.data.sources, paths.root)
-        known = read_cache(file)
-        found = list(examine_all(items, paths.root, cfg.data, known, report))
+        known, gone = read_cache(file), forgotten.read(paths.forgotten)
+        looked = examine_all(items, paths.root, cfg.data, known, report)
+        found = [refuse(f, gone) for f in looked]
         manifest, rejects = tables(found)
         manifest, corrected = _corrections.apply(manifest, _corrections.read(paths.corrections))
         counts = count(found, manifest, rejects) | corrected

@@ -68,7 +68,14 @@ def order(frame: pd.DataFrame) -> pd.DataFrame:
     """Kept rows by split and sha256: a fixed order that mixes sources and classes in a shard.
 
     Where the ``exact`` step is off, equal files are stored once: the key is the content.
+
+    Raises:
+        HeadwaterError: a synthetic image is not in the train split.
     """
+    wrong = frame[frame["keep"] & (frame["split"] != "train") & shards.synthetic(frame["source"])]
+    if len(wrong):
+        rule = "is synthetic and in the test split: results would be about a generator"
+        raise HeadwaterError(wrong["path"].iloc[0], rule, "run stage curate again")
     kept = frame[frame["keep"]].sort_values(["split", "sha256", "path"])
     return kept.drop_duplicates("sha256")
 
