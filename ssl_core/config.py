@@ -162,11 +162,24 @@ class Embed(Section):
 class Evaluate(Section):
     """Which measures are taken (files in evaluate/) and on what footing."""
 
-    measures: tuple[str, ...] = ("knn", "linear", "rankme")
+    measures: tuple[str, ...] = (
+        "knn",
+        "linear",
+        "few_shot",
+        "rankme",
+        "alpha_req",
+        "uniformity",
+        "tolerance",
+    )
     baselines: tuple[str, ...] = ("random", "pixels", "seed")
     bootstrap: int = 1000
     many: int = 60  # classes with more labelled training images than this are "many"
     few: int = 20
+    # kNN is reported for these too, beside the 20 that count.
+    neighbours: tuple[int, ...] = (10, 20, 100)
+    # Few-shot: images per class (the first is the measure's main number), and choices of them.
+    shots: tuple[int, ...] = Field(default=(5, 1, 20), min_length=1)
+    draws: int = Field(default=20, ge=2)
 
 
 class Analyse(Section):

@@ -29,6 +29,7 @@ pretrain.activation_checkpointing pretrain.compile
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
 embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
+evaluate.neighbours evaluate.shots evaluate.draws
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
 deploy.group deploy.unit deploy.season deploy.pause

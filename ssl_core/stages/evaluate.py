@@ -74,8 +74,11 @@ def measure(
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Encoder -> measure -> value on the whole test split; NaN, which JSON lacks, is left out."""
-    main = table[(table["slice"] == "all") & table["metric"].isin(["accuracy", *table["measure"]])]
+    """Encoder -> measure -> its main number, the first on the whole test split.
+
+    NaN, which JSON lacks, is left out.
+    """
+    main = table[table["slice"] == "all"].drop_duplicates(["encoder", "measure"])
     found: dict[str, dict[str, float]] = {}
     for row in main.dropna(subset="value").itertuples(index=False):
         found.setdefault(str(row.encoder), {})[str(row.measure)] = float(row.value)  # type: ignore[arg-type]
