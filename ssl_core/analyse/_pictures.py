@@ -18,9 +18,18 @@ from ._subject import Rows, Subject
 Pixels = NDArray[np.uint8]
 SHADES = "viridis"
 SAMPLES = 8
-COLOURS = 64  # of a sheet's palette: a third of the bytes
+COLOURS = 64  # of a picture's palette: a third of the bytes
 TRUE, FOUND = (217, 104, 60), (14, 124, 134)  # colours of true and found places
 _NO_CLASS = 255
+
+
+def _small(png: bytes) -> bytes:
+    """The same picture in few colours."""
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        few = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few.save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def heat(
@@ -45,30 +54,33 @@ def heat(
         for (r, c), value in np.ndenumerate(matrix):
             ink = "black" if value > middle else "white"
             axis.text(c, r, f"{value:.{digits}f}", ha="center", va="center", color=ink, fontsize=7)
-    return _theme.png(figure)
+    return _small(_theme.png(figure))
 
 
-Line = tuple[Sequence[Any], ArrayLike]
+# x, y; and optionally the ends of y's intervals.
+Line = tuple[Sequence[Any], ArrayLike] | tuple[Sequence[Any], ArrayLike, ArrayLike, ArrayLike]
 
 
 def lines(
     panels: Mapping[str, Mapping[str, Line]],
-    xlabel: str,
+    xlabels: Sequence[str],
     levels: Mapping[str, float] | None = None,
 ) -> bytes:
-    """Panels by title, each of lines by name (x, y); ``levels``: a dashed level in a panel."""
+    """Panels by title, each of lines by name; ``levels``: a dashed level in a panel."""
     with _theme.styled():
         figure, axes = _figures._figure(4.6 * len(panels), 3.0, 1, len(panels))
-        for axis, (title, series) in zip(axes.flat, panels.items(), strict=True):
-            for hue, (name, (x, y)) in zip(_theme.HUES * 3, series.items(), strict=False):
+        for axis, (title, series), xlabel in zip(axes.flat, panels.items(), xlabels, strict=True):
+            for hue, (name, (x, y, *ends)) in zip(_theme.HUES * 3, series.items(), strict=False):
                 axis.plot(x, np.asarray(y, float), color=hue, marker="o", ms=3, label=name)
+                if ends:
+                    axis.fill_between(x, *ends, color=hue, alpha=0.15, linewidth=0)
             if levels and title in levels:
                 axis.axhline(levels[title], color=_theme.MUTED, linestyle="--", linewidth=1)
             axis.set_title(title)
             axis.set_xlabel(xlabel)
             if len(series) > 1:
                 axis.legend(fontsize=7, ncols=1 + (len(series) > 6))
-    return _theme.png(figure)
+    return _small(_theme.png(figure))
 
 
 def bars(groups: Mapping[str, Mapping[str, float]], title: str, ylabel: str) -> bytes:
@@ -84,16 +96,12 @@ def bars(groups: Mapping[str, Mapping[str, float]], title: str, ylabel: str) -> 
         axis.set_xticks(middle, [_theme.short(g, 20) for g in groups], rotation=25, ha="right")
         axis.set(title=title, ylabel=ylabel)
         axis.legend(fontsize=7)
-    return _theme.png(figure)
+    return _small(_theme.png(figure))
 
 
 def sheet(rows: Sequence[Sequence[Pixels]]) -> bytes:
     """Images (H, W, 3) in a grid, in few colours."""
-    whole = _images.sheet(rows, [[None] * len(r) for r in rows])
-    out = io.BytesIO()
-    with Image.open(io.BytesIO(whole)) as image:
-        image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(out, "PNG")
-    return out.getvalue()
+    return _small(_images.sheet(rows, [[None] * len(r) for r in rows]))
 
 
 def thumbnails(subject: Subject, rows: Rows) -> list[Pixels]:

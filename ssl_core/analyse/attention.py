@@ -135,7 +135,7 @@ def _pictured(subject: Subject, chosen: Rows, found: dict[str, Tensor]) -> dict[
                     for name in ("nmi", "entropy", "head_diversity")
                 },
             },
-            "layer",
+            ("layer", "layer"),
             {"distance (px)": level},
         ),
         "attention_maps": _maps(subject, chosen),

@@ -68,7 +68,8 @@ def _pictured(found: dict[str, Tensor]) -> dict[str, bytes]:
         places.append(number)
         values.append(float(curve[:, -1].mean()))
     panels = {"relative log amplitude": spectra, "highest frequency": ends}
-    return {"fourier": _pictures.lines(panels, "share of half the sampling rate | layer")}
+    xlabels = ("share of half the sampling rate", "layer")
+    return {"fourier": _pictures.lines(panels, xlabels)}
 
 
 def run(subject: Subject, cfg: Analyse) -> Finding:

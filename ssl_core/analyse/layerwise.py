@@ -15,6 +15,7 @@ from . import _pictures, _tokens
 from ._subject import DRAWS, Finding, Row, Rows, Subject, row
 
 TRAIN, TEST = 4096, 2048  # labelled images at most
+MOST = 8  # layers: each costs a probe
 OUTPUT = "output"  # the encoder's own pooled features, after its last norm
 PROBES = ("linear", "knn")
 
@@ -31,8 +32,15 @@ def features(subject: Subject, rows: Rows) -> dict[str, Array]:
     for _, seen in _tokens.stream(subject, rows, look, _tokens.layers):
         for name, part in seen:
             found.setdefault(name, []).append(part.cpu().numpy())
-    whole = {name: np.concatenate(parts) for name, parts in found.items()}
+    kept = _spread(list(found))
+    whole = {name: np.concatenate(found[name]) for name in kept}
     return whole | {OUTPUT: subject.rows.features[rows]}
+
+
+def _spread(names: list[str]) -> list[str]:
+    """At most ``MOST`` of the layers, evenly spaced, first and last among them."""
+    places = np.linspace(0, len(names) - 1, min(MOST, len(names))).round().astype(int)
+    return [names[i] for i in places]
 
 
 def _part(subject: Subject, rows: Rows) -> Embeddings:
@@ -80,12 +88,9 @@ def _pictured(rows: list[Row]) -> dict[str, bytes]:
     for kind in PROBES:
         own = [r for r in rows if r["metric"] == f"{kind}_accuracy"]
         names = [r["slice"].removeprefix("layer:") for r in own]
-        lines: dict[str, _pictures.Line] = {
-            label: (names, [r[key] for r in own])
-            for label, key in (("value", "value"), ("low", "low"), ("high", "high"))
-        }
-        panels[f"{kind} probe: accuracy"] = lines
-    return {"layerwise": _pictures.lines(panels, "layer")}
+        value, low, high = ([r[key] for r in own] for key in ("value", "low", "high"))
+        panels[f"{kind} probe: accuracy"] = {kind: (names, value, low, high)}
+    return {"layerwise": _pictures.lines(panels, ["layer"] * len(panels))}
 
 
 def run(subject: Subject, cfg: Analyse) -> Finding:
