@@ -18,6 +18,7 @@ from . import _corrupt, _pictures
 from ._subject import DRAWS, Finding, Row, Rows, Subject, row
 
 PARTS = 4
+SHOWN = (0, 1, 3, 5)  # severities in the picture of samples
 PROBES = ("linear", "knn")
 Matrix = NDArray[np.float64]
 
@@ -122,7 +123,7 @@ def _pictured(subject: Subject, chosen: Rows, tables: dict[str, Table]) -> dict[
     image = subject.source.take(chosen[:1])
     grid = []
     for kind in kinds:
-        worse = [_corrupt.apply(image, kind, s, subject.seed)[0] for s in (0, *_corrupt.SEVERITIES)]
+        worse = [_corrupt.apply(image, kind, s, subject.seed)[0] for s in SHOWN]
         grid.append([_pictures.rgb(w) for w in worse])
     return {
         "corruptions": _pictures.heat(shares, title, ticks, ("severity", severities)),
