@@ -24,6 +24,7 @@ from .commands import (
     run,
     serve,
     status,
+    study,
     trace,
 )
 from .commands._common import CHAIN, DEFAULT, Json, Params, Set
@@ -69,7 +70,20 @@ def _add(name: str, text: str) -> None:
     app.command(name.replace("_", "-"), help=sentence, rich_help_panel="Stages")(command)
 
 
-for _command in (init, run, status, doctor, trace, forget, diff, query, export, serve, clean):
+for _command in (
+    init,
+    run,
+    status,
+    doctor,
+    trace,
+    forget,
+    diff,
+    query,
+    export,
+    serve,
+    study,
+    clean,
+):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(_command.command)
 app.add_typer(config.app, name="config")

@@ -404,6 +404,25 @@ class Bench(Section):
     options: dict[str, dict[str, Any]] = {}  # by method, over its small recipe
 
 
+class Study(Section):
+    """What ``headwater study NAME`` trains, by the recipe and on the sets of section bench."""
+
+    sets: tuple[str, ...] = ()  # names in bench.sets; empty: all
+    seeds: int = Field(default=3, ge=2)  # one seed gives no interval
+    teraflops: float = Field(default=0.6, gt=0)  # of each training, in place of bench.teraflops
+    method: str = "simclr"  # the contrastive method of the studies that look at one
+    temperatures: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
+    classes: tuple[int, ...] = (2, 5, 10, 50)
+    images: int = Field(default=200, ge=4)  # in training, for each number of classes
+    depths: tuple[int, ...] = Field(default=(0, 1, 2, 3), min_length=2)  # of projectors
+    quantities: tuple[float, ...] = (0.125, 0.25, 0.5)  # of the training images, beside all
+    shots: tuple[int, ...] = Field(default=(1, 5, 20), min_length=1)  # images of each class
+    equal: Literal["steps", "epochs"] = "steps"  # what parts of a set have in common
+    contrast: tuple[str, ...] = Field(default=("simclr", "moco_v3"), min_length=1)
+    masked: tuple[str, ...] = Field(default=("mae", "simmim"), min_length=1)
+    both: tuple[str, ...] = ("cl_mim",)
+
+
 class Simulate(Section):
     """The simulated year (``headwater simulate``): policies beside each other on the same weeks."""
 
@@ -473,6 +492,7 @@ class Config(Section):
     repair: Repair = Repair()
     seeds: Seeds = Seeds()
     bench: Bench = Bench()
+    study: Study = Study()
     simulate: Simulate = Simulate()
 
     def section(self, name: str) -> dict[str, Any]:
