@@ -72,6 +72,10 @@ def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
     }
 
 
+def test_the_code_location_loads() -> None:
+    dg.Definitions.validate_loadable(defs)  # as webserver and daemon do: names clash only here
+
+
 def test_validation_blocks() -> None:
     from assets.validate import CHECK
 
