@@ -22,8 +22,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +33,13 @@ from ssl_core.artifacts import read_json, write_bytes, write_json
 from ssl_core.errors import HeadwaterError
 
 from . import postgres
+from .services import GRACE, Service, tell
 
 DEPLOY = Path(__file__).parent / "deploy"
 MODULE = "pipelines.definitions"
 STATE, LOCK, SECRET = "state.json", "lock", "postgres.password"
 LOGS = "output"  # Dagster keeps a folder "logs" of its own
-GRACE = 30.0  # seconds to end in after SIGTERM; a training saves its state
 START = 180.0  # seconds until the UI answers
-PAUSES = (1.0, 2.0, 5.0, 15.0, 60.0)  # seconds before what ended is started again
-CALM = 120.0  # seconds of life after which these begin anew
 
 
 def folder() -> Path:
@@ -66,83 +63,6 @@ def free_port() -> int:
     with socket.socket() as s:
         s.bind((postgres.HOST, 0))
         return int(s.getsockname()[1])
-
-
-# ---- one process -------------------------------------------------------------------------------
-
-
-@dataclass
-class Service:
-    """One process of the four, and how it is kept running."""
-
-    name: str
-    command: list[str]
-    user: str | None = None
-    stop: signal.Signals = signal.SIGTERM
-    process: subprocess.Popen[bytes] | None = None
-    born: float = 0.0
-    falls: int = 0
-    due: float = 0.0
-    env: dict[str, str] = field(default_factory=dict)
-
-    def start(self, home: Path) -> None:
-        """In a session of its own, so that it ends with all that it started."""
-        log = home / LOGS / f"{self.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(
-                self.command,
-                env=os.environ | self.env,
-                cwd="/" if self.user else ROOT,
-                stdout=out,
-                stderr=out,
-                stdin=subprocess.DEVNULL,
-                user=self.user,
-                start_new_session=True,
-                preexec_fn=_dies_with_parent(self.stop),
-            )
-        self.born = time.monotonic()
-
-    def ended(self) -> int | None:
-        """Its exit code; None while it runs."""
-        return self.process.poll() if self.process else 0
-
-    def fell(self) -> None:
-        """Note that it ended by itself; what it had started must not go on without it."""
-        assert self.process
-        _signal(self.process.pid, signal.SIGKILL)
-        if time.monotonic() - self.born > CALM:
-            self.falls = 0
-        self.due = time.monotonic() + PAUSES[min(self.falls, len(PAUSES) - 1)]
-        self.falls += 1
-        self.process = None
-
-    def finish(self) -> None:
-        """Ask it to end, wait, and end what is left of its session."""
-        if self.process is None:
-            return
-        everyone = self.name == "code"  # its runs too: they save their state
-        (_signal if everyone else os.kill)(self.process.pid, self.stop)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE)
-        _signal(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-def _dies_with_parent(number: int) -> Callable[[], None] | None:
-    """In the child: the signal that it gets when its parent is killed (Linux)."""
-    if sys.platform != "linux":
-        return None
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(1, number) and None  # PR_SET_PDEATHSIG
-
-
-def _signal(leader: int, number: int) -> None:
-    """To all of a session."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, number)
 
 
 # ---- all of them -------------------------------------------------------------------------------
@@ -196,7 +116,7 @@ def others(home: Path, env: dict[str, str]) -> list[Service]:
     where = ["-p", env["HEADWATER_CODE_PORT"], "--location-name", "headwater"]
     web = ["dagster_webserver", "-h", host, "-p", str(port), *space]
     return [
-        Service("code", [*python, *server, *where], env=env),
+        Service("code", [*python, *server, *where], env=env, everyone=True),
         Service("daemon", [*python, "dagster._daemon", "run", *space], env=env),
         Service("web", [*python, *web], env=env),
     ]
@@ -246,7 +166,7 @@ def alone(home: Path) -> Iterator[None]:
                 os.kill(pid, signal.SIGINT)  # killed, it would have to recover
                 psutil.Process(pid).wait(GRACE)
             elif name != "supervisor":
-                _signal(pid, signal.SIGKILL)
+                tell(pid, signal.SIGKILL)
         yield
 
 
@@ -261,12 +181,12 @@ def run() -> None:
         services = others(home, env)
         try:
             if base:
-                base.start(home)
+                base.start(home / LOGS, ROOT)
                 services = [base, *services]
                 note(home, services)
                 postgres.wait(int(env["DAGSTER_PG_PORT"]), env["DAGSTER_PG_PASSWORD"])
             for service in services[bool(base) :]:
-                service.start(home)
+                service.start(home / LOGS, ROOT)
             note(home, services)
             while not stopping:
                 _tend(home, services)
@@ -285,16 +205,16 @@ def _tend(home: Path, services: list[Service]) -> None:
             wait = service.due - time.monotonic()
             print(f"{service.name} ended with {code}; again in {wait:.0f} s", flush=True)
         if service.process is None and time.monotonic() >= service.due:
-            service.start(home)
+            service.start(home / LOGS, ROOT)
             note(home, services)
 
 
 # ---- commands ----------------------------------------------------------------------------------
 
 
-def ask(query: str, timeout: float = 10.0) -> dict[str, Any]:
+def ask(query: str, timeout: float = 10.0, variables: Any = None) -> dict[str, Any]:
     """GraphQL of the webserver."""
-    body = json.dumps({"query": query}).encode()
+    body = json.dumps({"query": query, "variables": variables or {}}).encode()
     request = urllib.request.Request(f"{url()}/graphql", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         return dict(json.load(answer)["data"])

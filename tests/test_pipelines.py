@@ -18,7 +18,16 @@ from ssl_core.config import Deploy
 from ssl_core.stages import trigger
 
 ROOT = Path(__file__).parent.parent
-OTHERS = {"raw_images", "collected", "predictions", "monitor", "repair", "watch", "report"}
+OTHERS = {
+    "analyse",
+    "raw_images",
+    "collected",
+    "predictions",
+    "monitor",
+    "repair",
+    "watch",
+    "report",
+}
 
 
 def dvc_edges() -> set[tuple[str, str]]:
