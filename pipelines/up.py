@@ -38,6 +38,7 @@ from .services import GRACE, Service, tell
 DEPLOY = Path(__file__).parent / "deploy"
 MODULE = "pipelines.definitions"
 STATE, LOCK, SECRET = "state.json", "lock", "postgres.password"
+LOADING, UNREACHED = "loading", "DagsterUserCodeUnreachableError"
 LOGS = "output"  # Dagster keeps a folder "logs" of its own
 START = 180.0  # seconds until the UI answers
 
@@ -246,7 +247,9 @@ def look() -> dict[str, str]:
     for entry in entries:
         loaded = entry["locationOrLoadError"] or {"__typename": "loading"}
         good = loaded["__typename"] == "RepositoryLocation"
-        found[f"code location {entry['name']}"] = "ok" if good else loaded.get("message", "loading")
+        said = loaded.get("message", LOADING).strip()
+        state = "ok" if good else LOADING if UNREACHED in said else said
+        found[f"code location {entry['name']}"] = state
     return found | {"ui": "ok"}
 
 
@@ -272,7 +275,8 @@ def start() -> None:
     end = time.monotonic() + START
     while (found := look()) and any(state != "ok" for state in found.values()):
         dead = process is not None and process.poll() is not None
-        if dead or time.monotonic() > end:
+        wrong = any(s not in ("ok", LOADING) for k, s in found.items() if k.startswith("code loc"))
+        if dead or wrong or time.monotonic() > end:
             bad = ", ".join(f"{k}: {v}" for k, v in found.items() if v != "ok")
             raise HeadwaterError("services", f"are not well ({bad})", f"read {home / LOGS}")
         time.sleep(0.5)

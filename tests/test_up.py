@@ -1,4 +1,4 @@
-"""`make up` without Docker: one Postgres, daemon, code server and webserver, killed and restarted."""
+"""`make up` without Docker: Postgres, daemon, code server and webserver, killed and restarted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class Site:
 
     def call(self, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-m", "pipelines.up", command]
-        return subprocess.run(words, env=self.env, check=check, capture_output=True, text=True)
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, cwd=ROOT)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
 
     def log(self, name: str = "") -> list[dict[str, Any]]:
         file = self.folder / "log.jsonl"
@@ -166,7 +169,7 @@ def test_one_step_per_pool_at_a_time(site: Site) -> None:
         else:
             spans.append((open_.pop(row["key"]), row["time"]))
     assert len(spans) >= 6
-    assert all(b <= a for (_, b), (a, _) in zip(spans, spans[1:], strict=False))
+    assert all(b <= a for (_, b), (a, _) in pairwise(spans))
 
 
 def test_a_killed_worker_is_replaced_and_a_failed_step_is_not(site: Site) -> None:

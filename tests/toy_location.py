@@ -1,7 +1,5 @@
 """A code location for tests of the services: jobs that write down when they ran, and wait."""
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -66,7 +64,7 @@ def wrong() -> None:
 
 @dg.sensor(job=quick, minimum_interval_seconds=1, default_status=dg.DefaultSensorStatus.RUNNING)
 def files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-    """One run per file in ``in/``, as the sensors of a project ask: all that is there, each time."""
+    """One run per file in ``in/``, asked for at each look as the sensors of a project do."""
     names = sorted(p.name for p in (HERE / "in").iterdir())
     return dg.SensorResult([dg.RunRequest(run_key=n, tags={"key": n}) for n in names])
 
