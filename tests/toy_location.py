@@ -10,9 +10,12 @@ import dagster as dg
 HERE = Path(os.environ["TOY"])
 
 
-def tell(name: str, **what: object) -> None:
+def tell(context: dg.OpExecutionContext, name: str) -> None:
     """One line, in one write: O_APPEND keeps lines of several processes whole."""
-    line = json.dumps({"name": name, "time": time.time(), "pid": os.getpid(), **what})
+    tags = context.run.tags
+    key = tags.get("key") or tags.get("dagster/scheduled_execution_time")
+    about = {"job": context.job_name, "key": key, "retry": tags.get("dagster/retry_number")}
+    line = json.dumps({"name": name, "time": time.time(), "pid": os.getpid(), **about})
     with (HERE / "log.jsonl").open("a") as out:
         out.write(line + "\n")
 
@@ -23,23 +26,18 @@ def wait_for(name: str) -> None:
         time.sleep(0.02)
 
 
-def asked(context: dg.OpExecutionContext) -> str:
-    run = context.run
-    return run.tags.get("key") or run.tags.get("dagster/scheduled_execution_time") or run.run_id
-
-
 @dg.op(pool="io")
 def note(context: dg.OpExecutionContext) -> None:
-    tell("begin", key=asked(context))
+    tell(context, "begin")
     time.sleep(0.3)
-    tell("end", key=asked(context))
+    tell(context, "end")
 
 
 @dg.op
 def linger(context: dg.OpExecutionContext) -> None:
-    tell("begin", key=asked(context), retry=context.run.tags.get("dagster/retry_number"))
+    tell(context, "begin")
     wait_for("go")
-    tell("end", key=asked(context))
+    tell(context, "end")
 
 
 @dg.op
@@ -70,5 +68,12 @@ def files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 
 minutely = dg.ScheduleDefinition(name="minutely", job=quick, cron_schedule="* * * * *")
-more = [] if not (HERE / "more").exists() else [dg.JobDefinition("more", long.graph)]
-defs = dg.Definitions(jobs=[quick, long, wrong, *more], sensors=[files], schedules=[minutely])
+jobs = [quick, long, wrong]
+if (HERE / "more").exists():
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def more() -> None:
+        linger()
+
+    jobs.append(more)
+defs = dg.Definitions(jobs=jobs, sensors=[files], schedules=[minutely])
