@@ -46,10 +46,10 @@ defs = dg.Definitions(
     assets=dg.load_assets_from_modules(modules, include_specs=True),
     jobs=[
         jobs.chain,
-        jobs.analyse,
+        jobs.analyse_encoders,
         jobs.retrain,
-        jobs.repair,
-        jobs.watch,
+        jobs.repair_champion,
+        jobs.watch_champion,
         jobs.deployment,
         jobs.remonitor,
         jobs.backup,

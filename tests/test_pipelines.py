@@ -18,7 +18,17 @@ from ssl_core.config import Deploy
 from ssl_core.stages import trigger
 
 ROOT = Path(__file__).parent.parent
-OTHERS = {"raw_images", "collected", "predictions", "monitor", "repair", "watch", "report", "audit"}
+OTHERS = {
+    "analyse",
+    "audit",
+    "raw_images",
+    "collected",
+    "predictions",
+    "monitor",
+    "repair",
+    "watch",
+    "report",
+}
 
 
 def dvc_edges() -> set[tuple[str, str]]:
@@ -73,6 +83,10 @@ def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
         "day_is_normal",
         "harm_is_repaired",
     }
+
+
+def test_the_code_location_loads() -> None:
+    dg.Definitions.validate_loadable(defs)  # as webserver and daemon do: names clash only here
 
 
 def test_validation_blocks() -> None:
