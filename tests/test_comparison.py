@@ -81,7 +81,7 @@ def test_names_of_encoders(paths: Paths) -> None:
     )
     assert seed.rows.features.shape == (len(ours.rows), 1280)
     assert registry.champion(paths.registry) == model
-    with pytest.raises(HeadwaterError, match="'nobody' is no encoder"):
+    with pytest.raises(HeadwaterError, match="'nobody': is no encoder"):
         _subjects.named("nobody", toy.CFG, paths)
 
 
@@ -100,7 +100,7 @@ def test_masks_mirror_the_images_and_bad_ones_are_named(tmp_path: Path) -> None:
     assert found.rows().tolist() == [1]
     np.testing.assert_array_equal(found.take(np.array([1]), 4)[0], np.eye(4))
     Image.new("RGB", (4, 4)).save(folder / "x.png")
-    with pytest.raises(HeadwaterError, match=r"x\.png is no mask \(mode RGB\)"):
+    with pytest.raises(HeadwaterError, match=r"x\.png: is no mask \(mode RGB\)"):
         found.take(np.array([1]), 4)
     assert _subjects.masks(Config(), Paths(tmp_path / "other"), np.array(["k0"])) is None
 

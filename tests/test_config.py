@@ -35,7 +35,8 @@ deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations 
 deploy.group deploy.unit deploy.season deploy.pause
 deploy.min_drop deploy.harm_alpha deploy.estimators deploy.min_labels deploy.cooldown_days
 deploy.alerts
-repair.rungs repair.metric repair.held_out repair.regain repair.mix repair.steps repair.lr
+repair.rungs repair.metric repair.held_out repair.regain repair.old_margin repair.mix
+repair.steps repair.lr
 repair.rank repair.ssl_epochs repair.ssl_lr repair.max_seconds repair.max_labels repair.per_week
 repair.approval repair.shadow_days repair.shadow_unlabelled repair.watch_days
 analyse.analyses analyse.encoders analyse.images analyse.masks
