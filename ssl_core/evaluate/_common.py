@@ -89,15 +89,15 @@ def require_labels(train: Embeddings) -> Embeddings:
 
 
 def threads(multiplications: int) -> AbstractContextManager[Any]:
-    """One BLAS thread for small problems; ``multiplications`` in one matrix product.
+    """One thread for small problems; ``multiplications`` in one matrix product.
 
-    NumPy and SciPy each bring a pool, and idle threads spin: between small products they cost
-    more than they give (on a busy 2-core machine 100 times a whole fit).
+    NumPy, SciPy and faiss each bring a pool, and idle threads spin: between small products they
+    cost more than they give (on a busy 2-core machine 100 times a whole fit).
     """
+    import scipy.linalg  # noqa: F401  # a pool that is loaded later is not limited
     from threadpoolctl import threadpool_limits
 
-    limit = 1 if multiplications < LARGE else None
-    limits: AbstractContextManager[Any] = threadpool_limits(limit, user_api="blas")
+    limits: AbstractContextManager[Any] = threadpool_limits(1 if multiplications < LARGE else None)
     return limits
 
 
@@ -116,7 +116,8 @@ def resample(totals: Any, draws: int, seed: int) -> Matrix:
         count = min(step, draws - first)
         drawn = rng.integers(0, groups, (count, groups)) + groups * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups)
-        parts.append(np.asarray((totals.T @ weights.T).T, np.float64))
+        with threads(count * groups * totals.shape[1]):
+            parts.append(np.asarray((totals.T @ weights.T).T, np.float64))
     return np.concatenate(parts)
 
 

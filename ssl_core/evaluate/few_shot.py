@@ -95,14 +95,23 @@ def run(train: Embeddings, test: Embeddings, cfg: Evaluate) -> list[_common.Row]
     mean = train.features.mean(axis=0)
     train, test = _common.require_labels(train), _common.labelled(test)
     x, target = (_common.unit(e.features - mean).astype(np.float32) for e in (train, test))
-    learners, found = {"accuracy": nearest_mean, "logistic_accuracy": logistic}, []
-    for shots in cfg.shots:
-        rng = np.random.default_rng(_common.SEED)
-        choices = [choose(train, shots, rng) for _ in range(cfg.draws)]
-        for metric, learn in learners.items():
-            value: _common.Interval = (_common.NAN, *_common.NONE)
-            if len(test):
-                right = [learn(x[c], train.labels[c], target) == test.labels for c in choices]
-                value = interval(np.array(right), test.groups, cfg.bootstrap)
-            found.append(_common.row(metric, value[0], len(test), f"shots:{shots}", value[1:]))
+    found = []
+    with _common.threads(target.size * len(train.classes)):
+        for shots in cfg.shots:
+            found += _at(shots, x, train, target, test, cfg)
     return [found[0] | {"slice": "all"}, *found]
+
+
+def _at(
+    shots: int, x: Array, train: Embeddings, target: Array, test: Embeddings, cfg: Evaluate
+) -> list[_common.Row]:
+    """Both learners' rows, on the same choices."""
+    rng, found = np.random.default_rng(_common.SEED), []
+    choices = [choose(train, shots, rng) for _ in range(cfg.draws)]
+    for metric, learn in (("accuracy", nearest_mean), ("logistic_accuracy", logistic)):
+        value: _common.Interval = (_common.NAN, *_common.NONE)
+        if len(test):
+            right = [learn(x[c], train.labels[c], target) == test.labels for c in choices]
+            value = interval(np.array(right), test.groups, cfg.bootstrap)
+        found.append(_common.row(metric, value[0], len(test), f"shots:{shots}", value[1:]))
+    return found

@@ -41,11 +41,15 @@ def search(train: Embeddings, features: Array, neighbours: int) -> tuple[Array, 
     k is at most the number of rows. A row is -1, its cosine -inf, where an inverted file found
     fewer.
     """
-    index, k = _index(np.ascontiguousarray(unit(train.features))), min(neighbours, len(train))
-    parts = [
-        index.search(np.ascontiguousarray(unit(features[i : i + CHUNK])), k)
-        for i in range(0, len(features), CHUNK)
-    ]
+    import faiss  # noqa: F401  # before its threads are limited
+
+    k, width = min(neighbours, len(train)), train.features.shape[1]
+    with _common.threads(min(CHUNK, len(features)) * len(train) * width):
+        index = _index(np.ascontiguousarray(unit(train.features)))
+        parts = [
+            index.search(np.ascontiguousarray(unit(features[i : i + CHUNK])), k)
+            for i in range(0, len(features), CHUNK)
+        ]
     empty = (np.empty((0, k), np.float32), np.empty((0, k), np.int64))
     cosine, near = (np.concatenate(side) for side in zip(empty, *parts, strict=True))
     return np.where(near < 0, -np.inf, cosine).astype(np.float32), near
