@@ -52,6 +52,12 @@ simulate.images simulate.image_size simulate.new simulate.often simulate.weeks s
 simulate.labelled simulate.scenarios simulate.policies simulate.period simulate.threshold
 simulate.window simulate.settings
 seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
+curate.by_label curate.hierarchy.draw curate.hierarchy.levels curate.hierarchy.resampling
+curate.near_look curate.near_pixels curate.retrieval.hits curate.retrieval.neighbours
+curate.retrieval.trusted curate.semantic.epsilon curate.semantic.greedy curate.semantic.keep
+curate.semantic.prefer curate.temperature study.both study.classes study.contrast study.depths
+study.equal study.images study.masked study.method study.quantities study.seeds study.sets
+study.shots study.temperatures study.teraflops
 """
 
 
