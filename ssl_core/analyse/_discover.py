@@ -98,7 +98,8 @@ def by_attention(subject: Subject, rows: Rows) -> Maps:
         seen[-1][:, :, 0, encoder.n_prefix :].mean(1).double().cpu()
         for _, seen in _tokens.stream(subject, rows, _tokens.attentions)
     ]
-    return torch.cat(parts).unflatten(1, grid).numpy()  # (B, L) -> (B, h, w)
+    found: Maps = torch.cat(parts).unflatten(1, grid).numpy()  # (B, L) -> (B, h, w)
+    return found
 
 
 def find(subject: Subject, rows: Rows) -> Found:

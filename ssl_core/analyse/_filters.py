@@ -24,7 +24,7 @@ def shuffled(images: Tensor, tiles: int, seed: int) -> Tensor:
 def _radius(side: int) -> Tensor:
     """Frequency of each coefficient of ``rfft2`` as a share of half the sampling rate."""
     down, across = torch.fft.fftfreq(side), torch.fft.rfftfreq(side)
-    found: Tensor = torch.hypot(down[:, None], across[None, :]) * 2
+    found: Tensor = torch.hypot(2 * down[:, None], 2 * across[None, :])
     return found
 
 
@@ -34,7 +34,8 @@ def _through(x: Tensor, gain: Tensor) -> Tensor:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return x.round().clamp(0, 255).to(torch.uint8)
+    found: Tensor = x.round().clamp(0, 255).to(torch.uint8)
+    return found
 
 
 def low_passed(images: Tensor, cut: float) -> Tensor:
