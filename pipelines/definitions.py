@@ -5,6 +5,8 @@ from __future__ import annotations
 import dagster as dg
 
 from assets import (
+    analyse,
+    audit,
     curate,
     deployment,
     embed,
@@ -31,7 +33,9 @@ modules = (
     shard,
     pretrain,
     embed,
+    audit,
     evaluate,
+    analyse,
     promote,
     deployment,
     repair,
@@ -42,6 +46,7 @@ defs = dg.Definitions(
     assets=dg.load_assets_from_modules(modules, include_specs=True),
     jobs=[
         jobs.chain,
+        jobs.analyse,
         jobs.retrain,
         jobs.repair,
         jobs.watch,

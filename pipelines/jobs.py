@@ -17,6 +17,11 @@ retrain = dg.define_asset_job(
     selection=["collected", *CHAIN],
     description="Take deployment images in, then the whole chain. The ladder's last rung.",
 )
+analyse = dg.define_asset_job(
+    "analyse",
+    selection=["analyse"],
+    description="What the encoder learnt, beside others. Minutes; nothing waits for it.",
+)
 repair = dg.define_asset_job(
     "repair",
     selection=["repair"],

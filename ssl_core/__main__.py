@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
-from .commands import clean, config, diff, doctor, export, init, run, serve, status, trace
+from .commands import clean, config, diff, doctor, export, init, query, run, serve, status, trace
 from .commands._common import CHAIN, DEFAULT, Json, Params, Set
 from .commands._common import settings as _config
 from .commands._common import show as _print
@@ -56,7 +56,7 @@ def _add(name: str, text: str) -> None:
     app.command(name.replace("_", "-"), help=sentence, rich_help_panel="Stages")(command)
 
 
-for _command in (init, run, status, doctor, trace, diff, export, serve, clean):
+for _command in (init, run, status, doctor, trace, diff, query, export, serve, clean):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(_command.command)
 app.add_typer(config.app, name="config")
@@ -113,6 +113,32 @@ def diagnose(date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Js
     found = _stage("diagnose").run(_config(params, set_), Paths(), date)
     shown = {k: found[k] for k in ("cause", "text")}
     _print(found if as_json else shown, as_json)
+
+
+@app.command()
+def audit(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
+    """Doubtful labels, confounders and missing metadata, on a page to review; changes nothing.
+
+    Open reports/audit/audit.html, decide, download the CSV, then
+
+        headwater correct Downloads/corrections.csv
+    """
+    _print(_stage("audit").run(_config(params, set_), Paths()), as_json)
+
+
+@app.command()
+def correct(
+    file: Annotated[Path, typer.Argument(help="CSV with sha256 or path, and label")],
+    new_classes: Annotated[
+        bool, typer.Option("--new-classes", help="take labels that no image has yet")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Store corrected labels in data/corrections.csv; the next ingest applies them.
+
+    Bad rows change nothing and are listed with a reason in reports/corrections-rejects.csv.
+    """
+    _print(_stage("correct").run(Paths(), file, new_classes), as_json)
 
 
 @app.command()
@@ -176,6 +202,30 @@ def simulate(
         simulate.new=horse
     """
     _print(_stage("simulate").run(_config(params, set_), Paths(), quick), as_json)
+
+
+@app.command()
+def analyse(
+    encoders: Annotated[
+        list[str] | None,
+        typer.Argument(help="pretrained, random, seed, a model's id, a folder, hub:<timm name>"),
+    ] = None,
+    params: Params = DEFAULT,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Look at what encoders learnt: measures, analyses, and one page that compares them.
+
+    Without names: our own and those of analyse.encoders. What is known of an encoder is not
+    computed again. Examples:
+
+        headwater analyse
+
+        headwater analyse pretrained seed runs/bench/encoders/emoji/dino-0-1a2b3c4d5e6f
+
+        headwater analyse -s 'analyse.analyses=[attention, corruptions]'
+    """
+    _print(_stage("analyse").run(_config(params, set_), Paths(), tuple(encoders or ())), as_json)
 
 
 @app.command()

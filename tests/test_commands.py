@@ -25,6 +25,24 @@ from ssl_core.commands import run
 from ssl_core.config import Paths, load
 from ssl_core.errors import HeadwaterError
 
+# ---- query -------------------------------------------------------------------------------------
+
+
+def test_query_asks_results_in_sql(place: Path) -> None:
+    tables = {row["name"] for row in ask("query")}
+    assert {"manifest", "curated", "evaluation", "predictions", "rejects"} <= tables
+    sql = "SELECT value FROM evaluation WHERE encoder = 'pretrained' AND measure = 'linear' "
+    [row] = ask("query", sql + "AND slice = 'all' AND metric = 'accuracy'")
+    metrics = read_json(Paths().evaluation / "metrics.json")
+    assert row["value"] == metrics["pretrained"]["linear"]
+    counts = ask("query", "SELECT keep, count(*) AS n FROM curated GROUP BY keep")
+    assert sum(r["n"] for r in counts) == len(pd.read_parquet(Paths().curated / "curated.parquet"))
+    text = CliRunner().invoke(app, ["query", "SELECT 1 AS one, 'x' AS two"]).stdout
+    assert text.split() == ["one", "two", "1", "x"]
+    with pytest.raises(HeadwaterError, match="tables here: manifest"):
+        CliRunner().invoke(app, ["query", "SELECT * FROM nothing"], catch_exceptions=False)
+
+
 # ---- status and run ----------------------------------------------------------------------------
 
 

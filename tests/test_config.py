@@ -15,6 +15,9 @@ OPTIONS = """
 seed
 data.sources data.test_fraction data.max_pixels data.min_side data.channels
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
+validate.max_class_drift validate.class_drift validate.min_per_class
+audit.features audit.folds audit.review audit.too_well audit.lean audit.cluster
+audit.permutations audit.min_class audit.precision audit.fill
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
 shard.max_bytes shard.max_side shard.place
@@ -29,12 +32,14 @@ pretrain.activation_checkpointing pretrain.compile
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
 embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
+evaluate.neighbours evaluate.shots evaluate.draws
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
 deploy.group deploy.unit deploy.season deploy.pause
 deploy.min_drop deploy.harm_alpha deploy.estimators deploy.min_labels deploy.cooldown_days
 deploy.alerts
-repair.rungs repair.metric repair.held_out repair.regain repair.mix repair.steps repair.lr
+repair.rungs repair.metric repair.held_out repair.regain repair.old_margin repair.mix
+repair.steps repair.lr
 repair.rank repair.ssl_epochs repair.ssl_lr repair.max_seconds repair.max_labels repair.per_week
 repair.approval repair.shadow_days repair.shadow_unlabelled repair.watch_days
 analyse.analyses analyse.encoders analyse.images analyse.masks

@@ -13,8 +13,8 @@ LAYERS = [
     {"images", "models", "heads", "stems", "augment", "shards", "losses", "packed"}
     | {"decoding", "rejects", "store", "telemetry"},
     {"reader", "upload"},
-    {"sources", "methods", "evaluate", "drift", "harm", "curation", "report"},
-    {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam"},
+    {"sources", "methods", "evaluate", "drift", "harm", "curation", "report", "validation"},
+    {"alerts", "audit", "checkpoints", "density", "gate", "guard", "registry", "sam"},
     {"accumulation", "checkpoint_writer", "compilation", "distribute", "optim", "preemption"},
     {"job"},
     {"feed"},

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from toy import CFG, CLASSES, SIDE, build, samples, tell_baseline, write_encoder
 
 from ssl_core import gate, models, registry, shards
-from ssl_core.artifacts import read_json, read_lines, write_json, write_lineage
+from ssl_core.artifacts import read_json, read_lines, sha256_file, write_json, write_lineage
 from ssl_core.config import Config, Paths, Promote
 from ssl_core.errors import HeadwaterError
 from ssl_core.gate import Trial
@@ -177,6 +177,11 @@ def test_what_the_registry_holds(first: Paths) -> None:
     folder = first.registry / "models" / name
     card = registry.verify(first.registry, name)
     assert card["sources"] == ["a", "b"]
+    text = (folder / "MODEL_CARD.md").read_text()
+    told = read_json(first.promotion / "decision.json")["reason"]
+    shards = sha256_file(first.shards / "lineage.json")
+    for words in (told, "| linear accuracy |", "images of a, b;", f"| shards | `{shards}` |"):
+        assert words in text
     assert card["max_side"] == SIDE
     reference = pd.read_parquet(folder / "reference.parquet")
     assert list(reference.columns) == [

@@ -259,6 +259,11 @@ def test_the_champion_itself_and_a_forgetful_head_are_refused(case: Any) -> None
     assert not found["passed"]
     assert "points is not proven on the old images" in found["reason"]
     assert "proven worse on old:a, old:b" in found["reason"]
+    gone = settings(repair__old_margin=1)  # the old images do not come any more
+    found, _, _ = _judge.judge(case.evidence, forgetful, 0.3, 0.95, gone)
+    assert found["passed"], found["reason"]
+    assert not any(name.startswith("old:") for name in found["slices"])
+    assert found["old"]["difference"] < -0.03  # told all the same
 
 
 # ---- whole repairs -----------------------------------------------------------------------------
@@ -276,6 +281,9 @@ def test_the_ladder_stops_at_the_first_rung_that_mends(project: Paths) -> None:
     own, was = (registry.verify(project.registry, n) for n in (new, old))
     assert own["files"][models.WEIGHTS] == was["files"][models.WEIGHTS]  # the same encoder
     assert (own["rung"], own["repaired_from"], own["days"]) == ("refit_head", old, [DAY])
+    text = (project.registry / "models" / new / "MODEL_CARD.md").read_text()
+    assert f"| repaired from | `{old}` |" in text
+    assert done["rungs"][-1]["reason"] in text
     reference = pd.read_parquet(project.registry / "models" / new / "reference.parquet")
     assert set(reference["source"]) == {"deployment", "a", "b"}
     assert reference["correct"].mean() > 0.9

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import shutil
-import subprocess
 from pathlib import Path
 
-import pytest
+from browser import browse, needs_browser
 
 from ssl_core.__main__ import CHAIN
 from ssl_core.config import Paths, load
 from ssl_core.stages import report
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--window-size=1280,2400",
-)
-
-
-def browse(page: Path, work: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={work / 'profile'}", *extra, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
 
 
 def test_page_says_what_is_missing(project: Path) -> None:
@@ -44,7 +19,7 @@ def test_page_says_what_is_missing(project: Path) -> None:
     assert {"rejects", "training", "evaluation", "promotion"} <= set(found["empty_sections"])
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@needs_browser
 def test_whole_page_in_a_browser(project: Path) -> None:
     (project / "images/temple/broken.png").write_bytes(b"")
     cfg, paths = load(), Paths()

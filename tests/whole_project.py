@@ -52,7 +52,7 @@ def enter(cfg: Config, paths: Paths) -> str:
     """The model that the chain made, in the registry."""
     from ssl_core.stages import _entry
 
-    return _entry.enter(cfg, paths, {"candidate": 0.5, "n": 10})
+    return _entry.enter(cfg, paths, {"candidate": 0.5, "n": 10}, "for a test")
 
 
 @pytest.fixture

@@ -96,6 +96,9 @@ def _standing(cfg: Config, paths: Paths, stage: str, before: dict[str, Standing]
             why.append(f"{name} is another one now")
     if stage == "ingest":
         why += _changed_files(cfg, paths)
+        file = paths.corrections
+        if own["inputs"].get("corrections") != (sha256_file(file) if file.exists() else None):
+            why.append(f"{file.name} is another one now")
     return Standing(stage, "stale" if why else "fresh", tuple(why), own["counts"])
 
 

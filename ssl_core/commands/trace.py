@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..config import Paths
 
 SHORTEST = 6  # hex digits of a prefix
+VERDICT = ("path", "split", "keep", "reason", "detail", "dup_of", "dup_group", "cluster")
 Row = dict[str, Any]
 
 
@@ -56,7 +57,7 @@ def trace(paths: Paths, image: str) -> Row:
         "manifest": known,
         "rejects": [r for ref in refs for r in _rejects(paths, ref)],
         "validation": _validation(paths, sha, refs) if known else {},
-        "curation": [_pick(r, ("path", "split", "keep", "reason", "cluster")) for r in curated],
+        "curation": [_pick(r, VERDICT) for r in curated],
         "copies": _copies(paths, curated),
         "shard": [
             _pick(r, ("shard", "split", "key", "ext", "offset", "size"))
@@ -200,7 +201,10 @@ def text(found: Row) -> str:
         said = ", ".join(v["issues"]) or ("no issue" if v["examined"] else "not looked at")
         rows.append(("validation", ("quarantined; " if v["quarantined"] else "passed; ") + said))
     for r in found["curation"]:
-        fate = "kept" if r["keep"] else f"dropped ({r['reason']})"
+        why = ": ".join(part for part in (r["reason"], r.get("detail")) if part)
+        fate = "kept" if r["keep"] else f"dropped ({why})"
+        if not r["keep"] and r.get("dup_of"):
+            fate += f", for {r['dup_of'][:12]}"
         rows.append(("curation", f"{fate}, split {r['split']}, cluster {r['cluster']}"))
     rows += [
         ("copy", f"{r['path']} ({'kept' if r['keep'] else r['reason']})") for r in found["copies"]

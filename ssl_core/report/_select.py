@@ -67,7 +67,17 @@ def retrieval(embeddings: Path, queries: int = 8, seed: int = 0) -> list[tuple[H
 
     Groups never straddle the split, so no query finds a copy of itself.
     """
-    (test, q), (train, gallery) = _read(embeddings, "test"), _read(embeddings, "train")
+    return neighbours(_read(embeddings, "test"), _read(embeddings, "train"), queries, seed)
+
+
+def neighbours(
+    held_out: tuple[pd.DataFrame, Array],
+    training: tuple[pd.DataFrame, Array],
+    queries: int,
+    seed: int,
+) -> list[tuple[Hit, list[Hit]]]:
+    """The same of frames with columns sha256, label, source, and features (N, D)."""
+    (test, q), (train, gallery) = held_out, training
     order = np.random.default_rng(seed).permutation(len(test))
     known = test.iloc[order].dropna(subset=["label"])
     chosen = known.drop_duplicates("label").index[:queries]

@@ -43,10 +43,18 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def render(context: Mapping[str, Any], name: str = "page") -> str:
-    """The whole page ``name``, with its script and, if it has one, its style.
+def decimal(value: Any) -> str:
+    """A measured value, three significant digits at least; nothing for missing ones."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
-    Every value is escaped unless it is Markup made by this package.
+
+def render(context: Mapping[str, Any], name: str = "page", base: str = "") -> str:
+    """The whole page ``name``, with its script and its style.
+
+    With ``base`` the style is that page's, and its script runs first. Every value is escaped
+    unless it is Markup made by this package.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -57,8 +65,16 @@ def render(context: Mapping[str, Any], name: str = "page") -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    env.filters |= {"percent": percent, "p": p_text, "number": number, "short": short}
-    script, css = (FOLDER / f"{name}.js").read_text(), FOLDER / f"{name}.css"
-    own = {"style": Markup(css.read_text() if css.exists() else ""), "script": Markup(script)}
+    env.filters |= {
+        "percent": percent,
+        "p": p_text,
+        "number": number,
+        "decimal": decimal,
+        "short": short,
+    }
+    scripts = [(FOLDER / f"{page}.js").read_text() for page in (base, name) if page]
+    script = "".join(scripts)
+    css = (FOLDER / f"{base or name}.css").read_text()
+    own = {"style": Markup(css), "script": Markup(script)}
     page = env.get_template(f"{name}.html.j2")
     return page.render(**context, **own, policy=policy(script))

@@ -15,6 +15,7 @@ from ..config import Config, Deploy, Paths
 from ..errors import HeadwaterError
 from ..evaluate import _head
 from ..gate import Slice
+from ..report import model_card
 
 REFERENCE = (
     "sha256",
@@ -88,7 +89,20 @@ def card(paths: Paths, whole: Slice) -> dict[str, Any]:
     }
 
 
-def enter(cfg: Config, paths: Paths, whole: Slice) -> str:
+def described(paths: Paths, content: dict[str, Any], reason: str) -> str:
+    """The model card of what stage evaluate measured."""
+    results = pd.read_parquet(paths.evaluation / "results.parquet")
+    return model_card.render(
+        content,
+        read_json(paths.pretrain / models.META),
+        reason,
+        model_card.evidence(results),
+        model_card.limits(content, results),
+        content["lineage"],
+    )
+
+
+def enter(cfg: Config, paths: Paths, whole: Slice, reason: str) -> str:
     """Copy the challenger into the registry; returns its id."""
     index = pd.read_parquet(paths.shards / "index.parquet")
     train = index[index["split"] == "train"].rename(columns={"key": "sha256"})
@@ -96,5 +110,7 @@ def enter(cfg: Config, paths: Paths, whole: Slice) -> str:
         work = Path(name)
         reference(cfg.deploy, paths).to_parquet(work / "reference.parquet", index=False)
         train[["sha256", "group"]].to_parquet(work / "seen.parquet", index=False)
-        extra = {f: work / f for f in ("reference.parquet", "seen.parquet")}
-        return registry.add(paths.registry, {**files(paths), **extra}, card(paths, whole))
+        content = card(paths, whole)
+        (work / model_card.NAME).write_text(described(paths, content, reason))
+        extra = {f: work / f for f in ("reference.parquet", "seen.parquet", model_card.NAME)}
+        return registry.add(paths.registry, {**files(paths), **extra}, content)

@@ -22,12 +22,13 @@ from ..errors import HeadwaterError
 from ..evaluate import _head
 from ..repair import _common, _judge
 from ..repair._common import Ask, Candidate, Context, Skip, Stop
+from ..report import model_card
 from ..types import Array
 from ._entry import REFERENCE, with_groups
 from ._evidence import DAYS
 
 RESULT, ENTRY = "result.json", "entry.json"
-EXTRA = ("reference.parquet", "seen.parquet")
+EXTRA = ("reference.parquet", "seen.parquet", model_card.NAME)
 Row = dict[str, Any]
 
 
@@ -116,7 +117,8 @@ def _weigh(case: Case, name: str, candidate: Candidate, out: Path) -> Row:
     lost = case.context.loss.lost
     verdict, frame, own = _judge.judge(case.evidence, candidate, lost, case.level, case.cfg)
     row = {"labels": candidate.labels, "notes": dict(candidate.notes), "judged": dict(verdict)}
-    write_files(case, name, candidate, frame, own, out)
+    content = write_files(case, name, candidate, frame, own, out)
+    (out / model_card.NAME).write_text(described(case, content, verdict, out))
     identity = registry.identify({f: out / f for f in registry.CORE})
     row |= {"candidate": identity, "outcome": "passed", "reason": verdict["reason"]}
     why = registry.rejected(case.paths.registry).get(identity)
@@ -135,8 +137,8 @@ def _weigh(case: Case, name: str, candidate: Candidate, out: Path) -> Row:
 
 def write_files(
     case: Case, name: str, candidate: Candidate, frame: pd.DataFrame, own: Array, out: Path
-) -> None:
-    """Encoder, head, reference, what it trained on, and the card's content."""
+) -> Mapping[str, Any]:
+    """Encoder, head, reference, what it trained on, and the card's content, which is returned."""
     champion, folder = case.context.champion, case.context.folder
     if candidate.encoder is None:
         for file in (models.WEIGHTS, models.META):
@@ -153,7 +155,9 @@ def write_files(
     learnt = pd.DataFrame({"sha256": fresh.sha256, "group": fresh.groups})
     seen = pd.concat([seen[["sha256", "group"]], learnt]).drop_duplicates()
     seen.sort_values(["sha256", "group"]).to_parquet(out / "seen.parquet", index=False)
-    write_json(out / ENTRY, card(case, name, candidate, frame, seen))
+    content = card(case, name, candidate, frame, seen)
+    write_json(out / ENTRY, content)
+    return content
 
 
 def reference(head: _head.Head, frame: pd.DataFrame, own: Array, most: int) -> pd.DataFrame:
@@ -190,6 +194,28 @@ def card(
         "repaired_from": case.context.champion.id,
         DAYS: sorted({*old.get(DAYS, []), *case.dates}),
     }
+
+
+def described(case: Case, content: Mapping[str, Any], verdict: Mapping[str, Any], out: Path) -> str:
+    """The model card of a repaired model: what the judge measured, and what it comes from."""
+    slices = {"new images": verdict["gain"], "old images": verdict["old"], **verdict["slices"]}
+    said = [f"- {name}: {gate.say(found)}" for name, found in slices.items()]
+    champion = case.context.champion.id
+    limits = [
+        f"Repaired from {champion} (rung {content['rung']}) with days {', '.join(case.dates)}: "
+        "judged on labelled images of those days and on the champion's held-out ones, no others.",
+        f"{verdict['regained']:.0%} of the accuracy that had been lost came back.",
+        f"Its features are like the champion's to {verdict['kinship']:.2f} (linear CKA): an index "
+        "built with the old ones may need building again.",
+    ]
+    return model_card.render(
+        content,
+        read_json(out / models.META),
+        verdict["reason"],
+        "\n".join(["Accuracy beside the champion's, paired.", "", *said]),
+        limits,
+        {"repaired from": champion, **content["lineage"]},
+    )
 
 
 def enter(case: Case, row: Row) -> str:

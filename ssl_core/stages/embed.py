@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from .. import embed, models
 from ..artifacts import atomic_dir, read_json, write_lineage
 from ..config import Config, Paths
 from ..progress import Reporter
 from ..reader import ShardReader
+from ..validation import _gx, embeddings
+from ._gate import require_sound
 
 
 def made_here(cfg: Config) -> list[str]:
@@ -20,8 +24,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     """Write embeddings/: features.npy (N, D) with index.parquet, and <baseline>.npy.
 
     Raises:
-        HeadwaterError: an unknown baseline.
+        HeadwaterError: an unknown baseline, or shards that failed their expectations.
     """
+    require_sound(paths.shards, "shard")
     meta = read_json(paths.pretrain / "encoder.json")
     encoder = models.load(paths.pretrain)
     reader = ShardReader(paths.shards, None, meta["image_size"])
@@ -34,6 +39,9 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         classes = read_json(paths.shards / "index.json")["classes"]
         embed.save(out, features, reader.frame, classes)
         counts = {"images": len(features), "dimensions": features.shape[1]}
+        due = pd.read_parquet(paths.shards / "index.parquet", columns=["key"])["key"].tolist()
+        keys = pd.read_parquet(out / "index.parquet", columns=["sha256"])["sha256"].tolist()
+        counts |= _gx.write(out, embeddings.judge(features, keys, due, encoder.embed_dim))
         inputs = {"shards": paths.shards, "pretrain": paths.pretrain}
         config = cfg.section("embed") | cfg.section("seed") | {"baselines": made_here(cfg)}
         write_lineage(out, "embed", config, inputs, counts)

@@ -18,6 +18,7 @@ from ..evaluate import _head, linear
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array, Embeddings
+from ._gate import require_sound
 
 OURS = "pretrained"
 COLUMNS = ["encoder", "measure", "metric", "slice", "value", "low", "high", "n"]
@@ -74,8 +75,11 @@ def measure(
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Encoder -> measure -> value on the whole test split; NaN, which JSON lacks, is left out."""
-    main = table[(table["slice"] == "all") & table["metric"].isin(["accuracy", *table["measure"]])]
+    """Encoder -> measure -> its main number, the first on the whole test split.
+
+    NaN, which JSON lacks, is left out.
+    """
+    main = table[table["slice"] == "all"].drop_duplicates(["encoder", "measure"])
     found: dict[str, dict[str, float]] = {}
     for row in main.dropna(subset="value").itertuples(index=False):
         found.setdefault(str(row.encoder), {})[str(row.measure)] = float(row.value)  # type: ignore[arg-type]
@@ -163,6 +167,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: embeddings of another encoder, no labels, unknown measure or baseline.
     """
     require_current(paths.embeddings, shards=paths.shards, pretrain=paths.pretrain)
+    require_sound(paths.embeddings, "embed")
     whole = embed.load(paths.embeddings, None)
     is_train = (pd.read_parquet(paths.embeddings / "index.parquet")["split"] == "train").to_numpy()
     names = [OURS, *cfg.evaluate.baselines]

@@ -16,6 +16,7 @@ from ..config import Before, Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..reader import ShardReader
+from ._gate import require_sound
 
 # What may change between a run and the one that continues it.
 FREE = (
@@ -105,6 +106,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: damaged shards, unknown method, diverged training.
         Preempted: SIGTERM or SIGINT came. The state is saved and no product written.
     """
+    require_sound(paths.shards, "shard")
     store.verify(paths.shards)
     work = work_folder(cfg, paths)
     work.mkdir(parents=True, exist_ok=True)

@@ -150,7 +150,7 @@ def _act(cfg: Config, paths: Paths, decision: dict[str, Any]) -> None:
     if decision["promoted"]:
         whole = {"candidate": decision["accuracy"]["candidate"], "n": decision["n"]}
         inputs = {"evaluation": sha256_file(paths.evaluation / LINEAGE)}
-        name = enter(cfg, paths, whole)
+        name = enter(cfg, paths, whole, decision["reason"])
         registry.promote(
             paths.registry, name, {**numbers, "inputs": inputs}, expected=decision["champion"]
         )

@@ -19,6 +19,8 @@ from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..shards import Sample
+from ..validation import _gx
+from ..validation import shards as suite
 
 LOSSY = {"JPEG", "MPO", "WEBP"}  # source formats that have lost detail already
 QUALITY = 95
@@ -102,6 +104,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             "shards": int(index["shard"].nunique()),
             "bytes": sum(f.stat().st_size for f in out.glob("*.tar")),
         }
+        counts |= _gx.write(out, suite.judge(out, frame["sha256"].tolist()))
         if cfg.shard.place:
             upload.move(out, cfg.shard.place)
         config = cfg.section("shard") | {"channels": channels}
