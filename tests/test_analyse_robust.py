@@ -75,7 +75,9 @@ def test_any_number_of_channels_is_corrupted(name: str, channels: int) -> None:
     images = photos(32, 4)[:, :1].repeat(1, channels, 1, 1)
     worse = _corrupt.apply(images, name, 4)
     assert worse.shape == images.shape
-    assert torch.equal(worse, images) == (name == "saturate")  # no colour, nothing to saturate
+    # Without colours there is nothing to saturate, and it is not counted.
+    assert torch.equal(worse, images) == (name not in _corrupt.kinds(channels))
+    assert name in _corrupt.kinds(3)
 
 
 @pytest.mark.parametrize(

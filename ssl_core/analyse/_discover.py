@@ -107,7 +107,7 @@ def find(subject: Subject, rows: Rows) -> Found:
     maps = _tokens.maps(subject, rows)[1].numpy()
     mask, score = by_component(maps)
     masks, scores = {"pca": mask}, {"pca": score}
-    if _tokens.has_attention(subject.encoder) and subject.encoder.n_prefix:
+    if _tokens.has_attention(subject.encoder) and _tokens.has_class_token(subject.encoder):
         scores["attention"] = by_attention(subject, rows)
         masks["attention"] = by_mass(scores["attention"])
     return Found(masks, scores, components(maps))

@@ -18,7 +18,8 @@ def shuffled(images: Tensor, tiles: int, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     order = torch.rand(b, tiles * tiles, generator=draw).argsort(1)
     moved = flat[torch.arange(b)[:, None], order].unflatten(1, (tiles, tiles))
-    return moved.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    found: Tensor = moved.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    return found
 
 
 def _radius(side: int) -> Tensor:

@@ -156,7 +156,7 @@ def _maps(subject: Subject, chosen: Rows) -> bytes:
     drawn = []
     for _, seen in _tokens.stream(subject, some, _tokens.attentions):
         last = seen[-1].float()
-        queries = last[:, :, :1] if prefix else last
+        queries = last[:, :, :1] if _tokens.has_class_token(subject.encoder) else last
         shares = queries[..., prefix:].mean(2)  # (B, H, 1 or N, N) -> (B, H, L)
         drawn.append(shares.unflatten(-1, (side, side)).cpu())
     maps = torch.cat(drawn).numpy()  # (B, H, h, w)
