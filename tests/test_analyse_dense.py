@@ -231,6 +231,12 @@ def test_attention_is_the_class_tokens_in_the_last_block(tmp_path: Path) -> None
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_a_register_is_no_class_token(tmp_path: Path) -> None:
+    args = {"class_token": False, "global_pool": "avg", "reg_tokens": 2}
+    vit = planted_subject.subject(tmp_path, **args)
+    assert list(_discover.find(vit, vit.draw(4)).masks) == ["pca"]
+
+
 def test_boxes_surround_the_largest_part_and_misses_count() -> None:
     truth = np.zeros((4, 10, 10), np.bool_)
     truth[:3, 2:6, 2:6] = True  # the last image holds nothing

@@ -75,7 +75,9 @@ def test_any_number_of_channels_is_corrupted(name: str, channels: int) -> None:
     images = photos(32, 4)[:, :1].repeat(1, channels, 1, 1)
     worse = _corrupt.apply(images, name, 4)
     assert worse.shape == images.shape
-    assert torch.equal(worse, images) == (name == "saturate")  # no colour, nothing to saturate
+    # Without colours there is nothing to saturate, and it is not counted.
+    assert torch.equal(worse, images) == (name not in _corrupt.kinds(channels))
+    assert name in _corrupt.kinds(3)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_corruptions_closed_forms() -> None:
     flat = _corrupt.apply(images, "contrast", 4).float()
     spread, before = flat.std((2, 3)), images.float().std((2, 3))
     clear = before > 30  # beside which rounding is small
+    assert clear.any()
     torch.testing.assert_close(spread[clear], 0.1 * before[clear], atol=0, rtol=0.05)
     blocks = _corrupt.apply(images, "pixelate", 1)
     want = torch.nn.functional.avg_pool2d(images.float(), 2).round().repeat_interleave(2, 2)

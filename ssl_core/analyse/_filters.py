@@ -18,13 +18,14 @@ def shuffled(images: Tensor, tiles: int, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     order = torch.rand(b, tiles * tiles, generator=draw).argsort(1)
     moved = flat[torch.arange(b)[:, None], order].unflatten(1, (tiles, tiles))
-    return moved.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    found: Tensor = moved.permute(0, 3, 1, 4, 2, 5).reshape(images.shape)
+    return found
 
 
 def _radius(side: int) -> Tensor:
     """Frequency of each coefficient of ``rfft2`` as a share of half the sampling rate."""
     down, across = torch.fft.fftfreq(side), torch.fft.rfftfreq(side)
-    found: Tensor = torch.hypot(down[:, None], across[None, :]) * 2
+    found: Tensor = torch.hypot(2 * down[:, None], 2 * across[None, :])
     return found
 
 
@@ -34,7 +35,8 @@ def _through(x: Tensor, gain: Tensor) -> Tensor:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return x.round().clamp(0, 255).to(torch.uint8)
+    found: Tensor = x.round().clamp(0, 255).to(torch.uint8)
+    return found
 
 
 def low_passed(images: Tensor, cut: float) -> Tensor:
