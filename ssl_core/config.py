@@ -272,6 +272,7 @@ class Analyse(Section):
     # "hub:<timm name>" (downloads weights).
     encoders: tuple[str, ...] = ("random",)
     images: int = Field(default=512, ge=16)  # of a split, for what looks at single images
+    steps: int = Field(default=100, ge=0)  # of fine_tune and supcon_ce; 0: they are left out
     # Folder of true object masks, PNG, that mirrors the images' paths: a/b.jpg -> a/b.png.
     masks: str = "data/truth/masks"
 

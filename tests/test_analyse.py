@@ -16,7 +16,7 @@ from ssl_core.analyse._subject import NOT_JUDGED, Finding, Masks, Subject
 from ssl_core.config import Analyse
 from ssl_core.errors import HeadwaterError
 
-CFG = Analyse(images=24)
+CFG = Analyse(images=24, steps=2)
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,13 @@ TABLE = {
     "correspondence": Needs(),
     "corruptions": Needs(labels=True),
     "discovery": Needs(masks=True),
+    "fine_tune": Needs(labels=True),
     "fourier": Needs(),
+    "invariance": Needs(),
     "layerwise": Needs(labels=True),
     "localisation": Needs(masks=True),
     "segmentation": Needs(masks=True),
+    "supcon_ce": Needs(labels=True),
     "suppression": Needs(),
     "texture": Needs(),
 }

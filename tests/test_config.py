@@ -44,7 +44,7 @@ repair.rungs repair.metric repair.held_out repair.regain repair.old_margin repai
 repair.steps repair.lr
 repair.rank repair.ssl_epochs repair.ssl_lr repair.max_seconds repair.max_labels repair.per_week
 repair.approval repair.shadow_days repair.shadow_unlabelled repair.watch_days
-analyse.analyses analyse.encoders analyse.images analyse.masks
+analyse.analyses analyse.encoders analyse.images analyse.masks analyse.steps
 bench.sets bench.extra[].method bench.extra[].name bench.extra[].seeds bench.extra[].changes
 bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
 bench.backbone_args bench.image_size bench.batch_size bench.test_fraction bench.options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from ..config import Evaluate
 from ..errors import HeadwaterError
 from ..types import Array, Embeddings, Labels
 
+Real = TypeVar("Real", bound=np.floating)
 Row = dict[str, Any]
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
@@ -48,9 +49,9 @@ def labelled(e: Embeddings) -> Embeddings:
     return take(e, e.labels >= 0)
 
 
-def unit(x: Array) -> Array:
+def unit(x: NDArray[Real]) -> NDArray[Real]:
     """Rows (N, D) scaled to length one; zero rows stay zero."""
-    result: Array = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    result: NDArray[Real] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return result
 
 
