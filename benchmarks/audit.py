@@ -1,6 +1,6 @@
 """``headwater audit`` on real embedded images with planted faults: label errors and confounders.
 
-    python -m benchmarks.audit [--seeds 3] [--images 2400]
+    python -m benchmarks.audit [--seeds 3] [--images 1500]
 
 Emoji art of three vendors (9 classes, images of one glyph are one group) and scikit-learn's digits.
 A share of the labels is flipped to another class, drawn evenly; then the same pipeline (linear
@@ -181,7 +181,7 @@ def main() -> None:
     """Read the command line, measure, print and write results/audit.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2400)
+    parser.add_argument("--images", type=int, default=1500)
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []

@@ -143,7 +143,8 @@ def lean(ground: Ground, number: int, has: Mask, draws: int = DRAWS) -> tuple[fl
         live = np.isfinite(sides)
         none = np.full(len(sums), np.nan)
         total = np.where(live, sides, 0).sum(axis=0)
-        return np.divide(total, live.sum(axis=0), out=none, where=live.any(axis=0))
+        mean: Matrix = np.divide(total, live.sum(axis=0), out=none, where=live.any(axis=0))
+        return mean
 
     middle = float(value(totals.sum(axis=0, keepdims=True))[0])
     low, high = _common.spread(value(_common.resample(totals, draws, _common.SEED)))
