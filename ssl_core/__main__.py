@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
-from .commands import clean, config, diff, doctor, export, init, query, run, serve, status, trace
+from .commands import (
+    clean,
+    config,
+    diff,
+    doctor,
+    export,
+    init,
+    query,
+    run,
+    serve,
+    status,
+    study,
+    trace,
+)
 from .commands._common import CHAIN, DEFAULT, Json, Params, Set
 from .commands._common import settings as _config
 from .commands._common import show as _print
@@ -56,7 +69,7 @@ def _add(name: str, text: str) -> None:
     app.command(name.replace("_", "-"), help=sentence, rich_help_panel="Stages")(command)
 
 
-for _command in (init, run, status, doctor, trace, diff, query, export, serve, clean):
+for _command in (init, run, status, doctor, trace, diff, query, export, serve, study, clean):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(_command.command)
 app.add_typer(config.app, name="config")

@@ -322,6 +322,18 @@ class Bench(Section):
     options: dict[str, dict[str, Any]] = {}  # by method, over its small recipe
 
 
+class Study(Section):
+    """What ``headwater study NAME`` trains, by the recipe and on the sets of section bench."""
+
+    sets: tuple[str, ...] = ()  # names in bench.sets; empty: all
+    seeds: int = Field(default=3, ge=2)  # one seed gives no interval
+    teraflops: float = Field(default=0.6, gt=0)  # of each training, in place of bench.teraflops
+    method: str = "simclr"  # the contrastive method of the studies that look at one
+    temperatures: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
+    classes: tuple[int, ...] = (2, 5, 10, 50)
+    images: int = Field(default=200, ge=4)  # in training, for each number of classes
+
+
 class Simulate(Section):
     """The simulated year (``headwater simulate``): policies beside each other on the same weeks."""
 
@@ -389,6 +401,7 @@ class Config(Section):
     repair: Repair = Repair()
     seeds: Seeds = Seeds()
     bench: Bench = Bench()
+    study: Study = Study()
     simulate: Simulate = Simulate()
 
     def section(self, name: str) -> dict[str, Any]:
