@@ -332,6 +332,7 @@ class Study(Section):
     temperatures: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
     classes: tuple[int, ...] = (2, 5, 10, 50)
     images: int = Field(default=200, ge=4)  # in training, for each number of classes
+    depths: tuple[int, ...] = Field(default=(0, 1, 2, 3), min_length=2)  # of projectors
 
 
 class Simulate(Section):

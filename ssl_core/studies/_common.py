@@ -102,6 +102,18 @@ def fitted(x: Any, y: Any, degree: int = 1) -> float:
     return float(np.polyfit(x[live], y[live], degree)[0])
 
 
+def split_failed(rows: pd.DataFrame, keys: list[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Rows of trainings that ended well, and a sentence about each of the others."""
+    if "failed" not in rows:
+        return rows.copy(), ()
+    bad = rows["failed"].notna()
+    told = [
+        f"{', '.join(f'{k} {r[k]}' for k in keys)}: {r['failed']}"
+        for r in rows[bad].to_dict("records")
+    ]
+    return rows[~bad].copy(), tuple(told)
+
+
 def means(rows: pd.DataFrame, keys: list[str], measures: list[str]) -> pd.DataFrame:
     """Mean and half a 95 % interval over seeds as text, one line per combination of ``keys``."""
     lines = []

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import embed, models
+from ..analyse._subject import Subject
 from ..artifacts import read_json, sha256_json, write_json
 from ..augment import Augmenter
 from ..config import Arm, Config, Paths
@@ -115,6 +116,13 @@ class Lab:
         own = {**self.cfg.bench.options.get(method, {}), **options}
         arm = Arm(method=method, changes={"options": own})
         return Training(self, folder, _trained.training(self.cfg, arm, seed, "study"))
+
+    def subject(self, encoder: models.Encoder, images: Images) -> Subject:
+        """An encoder as analyses take it, on all images of some shards."""
+        colour = models.normalisation(images.reader.channels)
+        rows = embed.with_features(images.rows, features(encoder, images))
+        is_train = images.split == "train"
+        return Subject("study", encoder, colour, images.reader, rows, is_train)
 
     def row(self, facts: Row, depends: list[Any], work: Work) -> Row:
         """``facts`` and what ``work`` measures, kept by ``depends``; or ``failed`` and why."""

@@ -125,13 +125,7 @@ def _gradient(training: _lab.Training, temperature: float) -> dict[str, float]:
 
 def report(rows: pd.DataFrame, cfg: Config, left_out: list[str]) -> Study:
     """Claims, picture and table of the rows."""
-    failed = rows["failed"].notna() if "failed" in rows else pd.Series(False, rows.index)
-    left_out = left_out + [
-        f"{r['set']}, {r['classes']} classes, temperature {r['temperature']}, seed {r['seed']}: "
-        f"{r['failed']}"
-        for r in rows[failed].to_dict("records")
-    ]
-    good = rows[~failed]
+    good, failed = _common.split_failed(rows, ["set", "classes", "temperature", "seed"])
     claims = [c for set_, part in good.groupby("set", sort=False) for c in _claims(set_, part)]
     s = cfg.study
     return Study(
@@ -147,14 +141,14 @@ def report(rows: pd.DataFrame, cfg: Config, left_out: list[str]) -> Study:
             "of an anchor's push P_ij/t that goes to the hardest tenth of its negatives (even: "
             "0.1). own_class: push on negatives of the anchor's class over an even push's.",
         ),
-        rows=rows,
+        rows=good,
         claims=claims,
         pictures={"temperature": _picture(good)},
         tables={
             f"{set_}, {classes} classes": _common.means(part, ["temperature"], MEASURES)
             for (set_, classes), part in good.groupby(["set", "classes"], sort=False)
         },
-        left_out=tuple(left_out),
+        left_out=(*left_out, *failed),
     )
 
 
