@@ -333,6 +333,12 @@ class Study(Section):
     classes: tuple[int, ...] = (2, 5, 10, 50)
     images: int = Field(default=200, ge=4)  # in training, for each number of classes
     depths: tuple[int, ...] = Field(default=(0, 1, 2, 3), min_length=2)  # of projectors
+    quantities: tuple[float, ...] = (0.125, 0.25, 0.5)  # of the training images, beside all
+    shots: tuple[int, ...] = Field(default=(1, 5, 20), min_length=1)  # images of each class
+    equal: Literal["steps", "epochs"] = "steps"  # what parts of a set have in common
+    contrast: tuple[str, ...] = Field(default=("simclr", "moco_v3"), min_length=1)
+    masked: tuple[str, ...] = Field(default=("mae", "simmim"), min_length=1)
+    both: tuple[str, ...] = ("cl_mim",)
 
 
 class Simulate(Section):

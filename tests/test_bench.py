@@ -129,8 +129,7 @@ def test_fine_tuning_starts_from_the_probe_and_learns(done: Paths) -> None:
     probe = float((linear.named(head, train_set, train_set.features) == train_set.labels).mean())
     assert right(head.weight, 0.0, 1) == pytest.approx(probe, abs=0.02)  # nothing has moved yet
     assert right(0 * head.weight, 3e-3, 100) > 0.8  # from nothing
-    case = bench_methods.Case("tiles", "random", 0)
-    named = bench_methods._fine_tuned(cfg, case, images, copy.deepcopy(encoder), head)
+    named = _trained.fine_tuned(cfg.bench.fine_tune_steps, 0, images, copy.deepcopy(encoder), head)
     assert len(named) == len(test_set)
 
 

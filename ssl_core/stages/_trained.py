@@ -10,16 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from .. import checkpoints, job, models, step
+from .. import checkpoints, finetune, job, models, step
 from ..artifacts import atomic_file, read_json, sha256_file, sha256_json
 from ..config import Arm, Config
+from ..evaluate._head import Head
 from ..progress import Reporter
 from ..reader import ShardReader
+from ..types import Labels
 from . import pretrain
-from .seeds import checked
+from .seeds import Images, checked
 
 HEAD = "projector.safetensors"  # beside the encoder of a method that has one
 
@@ -125,3 +128,26 @@ def untrained(cfg: Config, seed: int) -> models.Encoder:
     """What trainings of this seed start from."""
     torch.manual_seed(seed)
     return models.create(cfg.bench.backbone, cfg.bench.backbone_args)
+
+
+def fine_tuned(
+    steps: int, seed: int, images: Images, encoder: models.Encoder, head: Head
+) -> Labels:
+    """What encoder and linear probe say after training together: codes of the test rows, (M,).
+
+    ``encoder`` is changed by the call.
+    """
+    classes = np.asarray(images.rows.classes)
+    place = np.searchsorted(head.classes, classes)  # of a class among those the head knows
+    found = finetune.predict(
+        encoder,
+        (head.weight, head.bias),
+        images.reader,
+        np.where(images.rows.labels >= 0, place[images.rows.labels], -1),
+        images.known("train"),
+        images.known("test"),
+        finetune.Budget(steps=steps),
+        seed,
+    )
+    codes: Labels = np.searchsorted(classes, np.asarray(head.classes)[found])
+    return codes

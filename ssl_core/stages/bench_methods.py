@@ -11,17 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .. import embed, finetune, job, models, plugins
+from .. import embed, job, models, plugins
 from ..artifacts import read_json, sha256_file, sha256_json, write_bytes, write_json
 from ..config import Arm, Bench, Config, Paths
 from ..errors import HeadwaterError
 from ..evaluate import knn, linear
-from ..evaluate._head import Head
 from ..progress import Reporter
 from ..report import bench as pictures
-from ..types import Labels
 from . import _trained
 from ._bench_sets import prepared
 from ._bench_summary import MEASURES, summary
@@ -73,26 +69,10 @@ def _measure(cfg: Config, case: Case, images: Images, encoder: Any) -> dict[str,
         "linear": linear.named(head, train_set, test_set.features),
     }
     if cfg.bench.fine_tune_steps:
-        named["fine_tune"] = _fine_tuned(cfg, case, images, encoder, head)
+        named["fine_tune"] = _trained.fine_tuned(
+            cfg.bench.fine_tune_steps, case.seed, images, encoder, head
+        )
     return {k: float((v == test_set.labels).mean()) for k, v in named.items()}
-
-
-def _fine_tuned(cfg: Config, case: Case, images: Images, encoder: Any, head: Head) -> Labels:
-    """What encoder and linear probe say after training together: codes of the test rows, (M,)."""
-    classes = np.asarray(images.rows.classes)
-    place = np.searchsorted(head.classes, classes)  # of a class among those the head knows
-    found = finetune.predict(
-        encoder,
-        (head.weight, head.bias),
-        images.reader,
-        np.where(images.rows.labels >= 0, place[images.rows.labels], -1),
-        images.known("train"),
-        images.known("test"),
-        finetune.Budget(steps=cfg.bench.fine_tune_steps),
-        case.seed,
-    )
-    codes: Labels = np.searchsorted(classes, np.asarray(head.classes)[found])
-    return codes
 
 
 def _key(cfg: Config, case: Case, folder: Path) -> str:

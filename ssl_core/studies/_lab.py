@@ -107,15 +107,21 @@ class Lab:
                 raise HeadwaterError(f"study.sets '{name}'", rule, "correct params.yaml")
             yield name, prepared(self.cfg, self.paths, name, where[name], self.report)
 
-    def training(self, folder: Path, method: str, seed: int, **options: Any) -> Training:
-        """A training to be done. ``options`` come on top of ``bench.options``.
+    def training(
+        self, folder: Path, method: str, seed: int, share: float = 1.0, **options: Any
+    ) -> Training:
+        """A training to be done, of ``share`` of the compute.
+
+        ``options`` come on top of ``bench.options``.
 
         Raises:
             HeadwaterError: a method or option that does not exist.
         """
         own = {**self.cfg.bench.options.get(method, {}), **options}
         arm = Arm(method=method, changes={"options": own})
-        return Training(self, folder, _trained.training(self.cfg, arm, seed, "study"))
+        cfg = _trained.training(self.cfg, arm, seed, "study")
+        bench = cfg.bench.model_copy(update={"teraflops": cfg.bench.teraflops * share})
+        return Training(self, folder, cfg.model_copy(update={"bench": bench}))
 
     def subject(self, encoder: models.Encoder, images: Images) -> Subject:
         """An encoder as analyses take it, on all images of some shards."""
