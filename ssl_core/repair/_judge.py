@@ -192,10 +192,7 @@ def judge(
     harmed = [name for name, part in parts.items() if gate.worse(part, rule.margin)]
     regained = gain["difference"] / lost if lost else 1.0
     passed = (
-        gate.better(gain)
-        and _spared(old, cfg)
-        and regained >= cfg.repair.regain
-        and not harmed
+        gate.better(gain) and _spared(old, cfg) and regained >= cfg.repair.regain and not harmed
     )
     verdict: dict[str, Any] = {
         "passed": bool(passed),

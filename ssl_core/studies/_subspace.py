@@ -1,4 +1,4 @@
-"""What a projector reads of the representation, and how invariant features are."""
+"""What a projector reads of the representation."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from torch import Tensor, nn
 from ..types import Array
 
 F64 = NDArray[np.float64]
-
-
-def invariance(features: F64 | Array) -> float:
-    """Share of variance that images explain and augmentation does not, of (n, q, D).
-
-    The intraclass correlation of one-way analysis of variance over n images with q augmentations
-    each: 1 where augmentation changes nothing, about 0 (or a little below) where it is all there
-    is. Free of scale and rotation.
-    """
-    f = np.asarray(features, np.float64)
-    n, q, _ = f.shape
-    own = f.mean(1, keepdims=True)  # (n, 1, D)
-    within = ((f - own) ** 2).sum() / (n * (q - 1))
-    between = q * ((own - own.mean(0)) ** 2).sum() / (n - 1)
-    shared = (between - within) / q
-    total = shared + within
-    return float(shared / total) if total > 0 else float("nan")
 
 
 def reading(projector: nn.Module, features: Array) -> F64:
@@ -84,22 +67,3 @@ def regression(train: Array, targets: F64, test: Array, truth: F64) -> float:
     error = ((fit.predict((test - mean) / spread) - truth) ** 2).sum(0)
     r2 = 1 - error / ((truth - truth.mean(0)) ** 2).sum(0)
     return float(np.maximum(r2, -1).mean())
-
-
-def lidar(features: F64 | Array, delta: float = 1e-4) -> float:
-    """Effective rank of what tells images apart, in units of augmentation (arXiv 2312.04000).
-
-    ``features``: (n, q, D), q views of n images. exp of the entropy of the eigenvalues of
-    S_w^-1/2 S_b S_w^-1/2; noise has about D, so a high value alone is no quality.
-    """
-    f = np.asarray(features, np.float64)
-    n, q, width = f.shape
-    own = f.mean(1)  # (n, D)
-    rest = (f - own[:, None]).reshape(n * q, width)
-    within = rest.T @ rest / (n * q) + delta * np.eye(width)
-    centred = own - own.mean(0)
-    between = centred.T @ centred / n
-    values, vectors = np.linalg.eigh(within)
-    root = vectors / np.sqrt(values) @ vectors.T
-    found = np.maximum(np.linalg.eigvalsh(root @ between @ root), 0)
-    return effective_rank(found)

@@ -8,17 +8,19 @@ ranks of contrastive and masked features say nothing about each other.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..analyse import invariance
 from ..config import Config, Paths
 from ..evaluate import alpha_req, rankme, tolerance, uniformity
 from ..stages.seeds import Images
-from ..types import View
-from . import _charts, _common, _history, _lab, _pairs, _parts, _subspace, _worse, alignment
+from . import _charts, _common, _history, _lab, _parts, _worse, alignment
 from ._common import Claim, Study
 
 RULES = 1  # raise it when a row would be measured differently
@@ -101,20 +103,18 @@ def _encoder(
 
 
 def measures(method: Any, whole: Images) -> dict[str, float]:
-    """Of the test images' pooled features; two need views, as SimCLR's small recipe makes them."""
+    """Of the test images' pooled features; two need views."""
     train, test = whole.sets(_lab.features(method.encoder, whole))
     rows = whole.known("test")
     pixels = whole.reader.take(rows[np.random.default_rng(0).permutation(len(rows))[:IMAGES]])
-    view = View(
-        pixels.shape[-1], (0.2, 1.0), DRAWN, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey=0.2
-    )
-    views = _lab.views_of(method.encoder, pixels, [view], seed=0)
+    view = replace(invariance.families(pixels.shape[-1])[invariance.ALL], count=DRAWN)
+    views = np.stack(_lab.views_of(method.encoder, pixels, [view], seed=0), 1).astype(np.float64)
     same, _ = tolerance.cosines(test.features, test.labels)
     return _lab.accuracies(train, test) | {
         "rankme": rankme.rankme(test.features),
-        "lidar": _subspace.lidar(np.stack(views, 1)),
+        "lidar": invariance.lidar(views),
         "alpha_req": -abs(alpha_req.alpha(test.features) - 1),
-        "alignment": _pairs.alignment(views[0], views[1]),
+        "alignment": float(invariance.alignment(views).mean()),
         "uniformity": uniformity.uniformity(test.features),
         "tolerance": same,
     }
@@ -138,8 +138,8 @@ def regret(rows: pd.DataFrame, measure: str) -> float:
     live = rows[[measure, TARGET]].dropna()
     if not len(live):
         return float("nan")
-    chosen = (TURN.get(measure, 1) * live[measure]).idxmax()
-    return float(live[TARGET].max() - live.loc[chosen, TARGET])
+    value, right = (live[c].to_numpy(float) for c in (measure, TARGET))
+    return float(right.max() - right[(TURN.get(measure, 1) * value).argmax()])
 
 
 def spread(rows: pd.DataFrame, measure: str, draws: int = DRAWS) -> tuple[float, float]:
@@ -148,7 +148,8 @@ def spread(rows: pd.DataFrame, measure: str, draws: int = DRAWS) -> tuple[float,
     values = []
     for _ in range(draws):
         taus = [kendall(p.iloc[rng.integers(0, len(p), len(p))], measure) for p in parts]
-        values.append(np.nanmean(taus) if np.isfinite(taus).any() else np.nan)
+        known = [tau for tau in taus if np.isfinite(tau)]
+        values.append(float(np.mean(known)) if known else float("nan"))
     low, high = np.nanquantile(values, [0.025, 0.975])
     return float(low), float(high)
 
@@ -160,13 +161,13 @@ def report(rows: pd.DataFrame, cfg: Config, draws: int = DRAWS) -> Study:
     for (set_, axis, family), part in rows.groupby(["set", "axis", "family"], sort=False):
         where = f"{OVER[str(axis)]}, {family}"
         for measure, source in SOURCES.items():
-            found = _common.by_seed(part, lambda r, m=measure: kendall(r, m))
+            found = _common.by_seed(part, partial(kendall, measure=measure))
             low, high = spread(part, measure, draws)
             taus += [
                 {"set": set_, "measure": measure, "seed": seed, where: tau}
                 for seed, tau in found.items()
             ]
-            lost = _common.by_seed(part, lambda r, m=measure: regret(r, m)).mean()
+            lost = _common.by_seed(part, partial(regret, measure=measure)).mean()
             lines.append(
                 {
                     "set": set_,
@@ -179,7 +180,7 @@ def report(rows: pd.DataFrame, cfg: Config, draws: int = DRAWS) -> Study:
             )
             claims.append(_claim(source, measure, where, str(set_), found))
     s = cfg.study
-    wheres = list(dict.fromkeys(line["where"] for line in lines))
+    wheres = list(dict.fromkeys(str(line["where"]) for line in lines))
     return Study(
         title="Quality without labels",
         question="Which measure that needs no labels ranks encoders as nearest neighbours do?",
