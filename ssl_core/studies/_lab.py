@@ -201,14 +201,17 @@ def accuracies(train: Embeddings, test: Embeddings) -> dict[str, float]:
     return found | {f"{k}_chance": (v - chance) / (1 - chance) for k, v in found.items()}
 
 
-@torch.inference_mode()
+def pooled(encoder: models.Encoder, x: Tensor) -> Array:
+    """Pooled features (N, D) of normalised images (N, C, S, S)."""
+    net = embed.ready(encoder)
+    return embed.forward_views(net, x.to(next(encoder.parameters()).device))
+
+
 def views_of(encoder: models.Encoder, pixels: Tensor, views: list[View], seed: int) -> list[Array]:
     """Pooled features (N, D) of each view of images uint8 (N, C, S, S), drawn by ``seed``."""
-    colour = models.normalisation(pixels.shape[1])
-    made = Augmenter(views, *colour)(pixels, torch.Generator().manual_seed(seed))
-    net: Any = embed.ready(encoder)
-    device = next(encoder.parameters()).device
-    return [net(v.to(device)).pooled.float().cpu().numpy() for v in made]
+    augment = Augmenter(views, *models.normalisation(pixels.shape[1]))
+    made = augment(pixels, torch.Generator().manual_seed(seed))
+    return [pooled(encoder, view) for view in made]
 
 
 def images(folder: Path, lab: Lab) -> Images:

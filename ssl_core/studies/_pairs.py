@@ -1,25 +1,14 @@
-"""Closed forms of the contrastive loss on two views: alignment, and where its gradient goes."""
+"""Closed forms of the contrastive loss on two views: where its gradient goes."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..evaluate._common import unit
 from ..types import Array, Labels
 
 F64 = NDArray[np.float64]
-
-
-def unit(x: Array | F64) -> F64:
-    """Rows (N, D) of length one."""
-    y = np.asarray(x, np.float64)
-    scaled: F64 = y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
-    return scaled
-
-
-def alignment(a: Array, b: Array) -> float:
-    """Mean |x - y|^2 of unit rows (N, D) of two views (arXiv 2005.10242): 0 to 4."""
-    return float(((unit(a) - unit(b)) ** 2).sum(1).mean())
 
 
 def pushes(a: Array, b: Array, temperature: float) -> F64:
@@ -28,7 +17,7 @@ def pushes(a: Array, b: Array, temperature: float) -> F64:
     ``P_ij / t`` with P the softmax over all other views (arXiv 2002.05709); the anchor's own column
     and its partner's are zero. Summed over a row it is what pulls the partner, (1 - P_ip) / t.
     """
-    z = unit(np.concatenate([a, b]))  # 2 x (N, d) -> (2N, d)
+    z = unit(np.concatenate([a, b]).astype(np.float64))  # 2 x (N, d) -> (2N, d)
     n = len(a)
     logits = z @ z.T / temperature
     np.fill_diagonal(logits, -np.inf)

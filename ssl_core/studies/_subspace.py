@@ -1,4 +1,4 @@
-"""What a projector reads of the representation, and how invariant features are."""
+"""What a projector reads of the representation."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from torch import Tensor, nn
 from ..types import Array
 
 F64 = NDArray[np.float64]
-
-
-def invariance(features: F64 | Array) -> float:
-    """Share of variance that images explain and augmentation does not, of (n, q, D).
-
-    The intraclass correlation of one-way analysis of variance over n images with q augmentations
-    each: 1 where augmentation changes nothing, about 0 (or a little below) where it is all there
-    is. Free of scale and rotation.
-    """
-    f = np.asarray(features, np.float64)
-    n, q, _ = f.shape
-    own = f.mean(1, keepdims=True)  # (n, 1, D)
-    within = ((f - own) ** 2).sum() / (n * (q - 1))
-    between = q * ((own - own.mean(0)) ** 2).sum() / (n - 1)
-    shared = (between - within) / q
-    total = shared + within
-    return float(shared / total) if total > 0 else float("nan")
 
 
 def reading(projector: nn.Module, features: Array) -> F64:

@@ -7,7 +7,7 @@ probed on the same clean images. Equal optimiser steps, or equal epochs with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,8 @@ def _arms(lab: _lab.Lab, folder: Path, seed: int, quick: bool) -> Iterator[Arm]:
     train = table[table["split"] == "train"]
     method = lab.cfg.study.method
     yield Arm("quantity", WHOLE, folder, method)
-    quantities = sorted(q for q in lab.cfg.study.quantities if q < 1)
-    for share, part in _quantities(train, quantities[:1] if quick else quantities, seed):
+    chosen = sorted(q for q in lab.cfg.study.quantities if q < 1)
+    for share, part in quantities(train, chosen[:1] if quick else chosen, seed):
         made = _parts.write(lab.home, folder, part)
         yield Arm("quantity", f"{share:g}", made, method, len(part) / len(train))
     for name, change in list(_worse.KINDS.items())[: 1 if quick else None]:
@@ -106,8 +106,8 @@ def _arms(lab: _lab.Lab, folder: Path, seed: int, quick: bool) -> Iterator[Arm]:
         yield Arm("domain", source or "mixed", made, method, len(part) / len(train), source)
 
 
-def _quantities(
-    train: pd.DataFrame, shares: list[float], seed: int
+def quantities(
+    train: pd.DataFrame, shares: Sequence[float], seed: int
 ) -> Iterator[tuple[float, pd.DataFrame]]:
     """Nested, with the shares of classes kept."""
     counts = [max(2, round(share * len(train))) for share in shares]

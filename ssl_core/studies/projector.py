@@ -6,6 +6,7 @@ augmentation before and after it, and the part of the representation that it rea
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .. import augment, embed, models
-from ..analyse import layerwise
+from .. import augment, models
+from ..analyse import invariance, layerwise
 from ..analyse._subject import Subject
 from ..config import Config, Paths
 from ..evaluate import rankme
 from ..stages.seeds import Images
-from ..types import Array, View
+from ..types import Array
 from . import _charts, _common, _lab, _subspace
 from ._common import Claim, Study
 
@@ -30,17 +31,7 @@ ALIGNED = "supcon"  # a pretext that is the task itself
 IMAGES, DRAWN = 256, 4  # for invariance; augmentations of each
 PARAMETERS = 512  # images from which an augmentation's parameters are regressed, and as many tests
 HALF = 0.5
-AUGMENTED: dict[
-    str, dict[str, Any]
-] = {  # one at a time; those of the last line are no part of SimCLR's small recipe
-    "crop": {"scale": (0.2, 1.0)},
-    "jitter": {"jitter": (0.4, 0.4, 0.4, 0.1), "jitter_p": 1.0},
-    "flip": {"flip": 0.5},
-    "grey": {"grey": 0.5},
-    "blur": {"blur": 1.0},
-    "solarise": {"solarise": 0.5},
-}
-TRAINED = ("crop", "jitter", "flip", "grey")
+TRAINED = ("crop", "flip", "brightness_contrast", "colour", "grey")  # others: not by SimCLR
 
 
 def run(cfg: Config, paths: Paths, quick: bool = False) -> Study:
@@ -120,7 +111,7 @@ def _cuts(method: Any, subject: Subject, whole: Images) -> list[dict[str, Any]]:
         line |= _lab.accuracies(train, test)
         line["rank"] = rankme.rankme(test.features - test.features.mean(0))
         if name in after:
-            line |= {f"rho_{kind}": _subspace.invariance(f[name]) for kind, f in seen.items()}
+            line |= {f"rho_{kind}": rho(f[name]) for kind, f in seen.items()}
             line["rho"] = float(np.mean([line[f"rho_{kind}"] for kind in TRAINED]))
             line["jitter_r2"] = known[name]
         found.append(line)
@@ -135,19 +126,24 @@ def _some(whole: Images, count: int, skip: int = 0) -> Any:
 
 def _augmented(method: Any, pixels: torch.Tensor) -> dict[str, dict[str, Array]]:
     """Augmentation -> cut -> features (n, q, D)."""
-    side, found = pixels.shape[-1], {}
-    for kind, changes in AUGMENTED.items():
-        plain: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
-        view = View(side, count=DRAWN, **(plain | changes))
-        parts = _lab.views_of(method.encoder, pixels, [view], seed=0)
+    found = {}
+    for kind, view in invariance.families(pixels.shape[-1]).items():
+        parts = _lab.views_of(method.encoder, pixels, [replace(view, count=DRAWN)], seed=0)
         each = [_onward(method.projector, part) for part in parts]
         found[kind] = {cut: np.stack([e[cut] for e in each], 1) for cut in each[0]}
     return found
 
 
+def rho(features: Any) -> float:
+    """Share of variance between images, not their views, of (n, q, D)."""
+    x = np.asarray(features, np.float64)
+    return float(invariance.invariance(x, np.full(len(x), ""))[0])  # one group: no interval
+
+
 def _parameters(method: Any, whole: Images) -> dict[str, float]:
     """Cut -> R^2 of the four strengths of colour jitter, regressed from features."""
-    view = View(whole.reader.side, (1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, **AUGMENTED["jitter"])
+    still = invariance.families(whole.reader.side)["flip"]
+    view = replace(still, flip=0.0, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0)
     count = min(PARAMETERS, len(whole.rows) // 2)
     sides = []
     for number in (0, 1):
@@ -155,18 +151,10 @@ def _parameters(method: Any, whole: Images) -> dict[str, float]:
         drawn = augment.draw(view, count, pixels.shape[-2:], torch.Generator().manual_seed(number))
         x = augment.apply(pixels, view, drawn)
         mean, std = (torch.tensor(c).view(-1, 1, 1) for c in models.normalisation(x.shape[1]))
-        h = _pooled(method.encoder, (x - mean) / std)
+        h = _lab.pooled(method.encoder, (x - mean) / std)
         sides.append((_onward(method.projector, h), drawn.factors.double().numpy()))
     (train, targets), (test, truth) = sides
     return {cut: _subspace.regression(train[cut], targets, test[cut], truth) for cut in train}
-
-
-@torch.inference_mode()
-def _pooled(encoder: models.Encoder, x: torch.Tensor) -> Array:
-    net: Any = embed.ready(encoder)
-    device = next(encoder.parameters()).device
-    out: Array = net(x.to(device)).pooled.float().cpu().numpy()
-    return out
 
 
 def _read(method: Any, subject: Subject, whole: Images) -> dict[str, float]:
@@ -189,7 +177,7 @@ def _read(method: Any, subject: Subject, whole: Images) -> dict[str, float]:
         inside = (h @ turn).astype(np.float32)
         found[f"read_{name}_variance"] = float(((spread @ turn) ** 2).sum() / (spread**2).sum())
         found[f"read_{name}_rho"] = float(
-            np.mean([_subspace.invariance(seen[kind]["h"] @ turn) for kind in TRAINED])
+            np.mean([rho(seen[kind]["h"] @ turn) for kind in TRAINED])
         )
         found[f"read_{name}_linear"] = _lab.accuracies(*whole.sets(inside))["linear"]
     return found
@@ -219,8 +207,8 @@ def report(rows: pd.DataFrame, cfg: Config, arms: list[tuple[str, int]]) -> Stud
             "Cuts: the backbone's blocks, h (its output), each layer of the projector, z (its "
             "output). Without a projector the loss acts on h.",
             "rank: effective rank of centred test features. rho: share of variance that "
-            "augmentation does not explain, mean over crop, jitter, flip and grey. jitter_r2: R^2 "
-            "of the strengths of colour jitter, regressed from features.",
+            "augmentation does not explain, mean over crop, flip, brightness, colour and grey. "
+            "jitter_r2: R^2 of the strengths of colour jitter, regressed from features.",
             "read_*: directions of h by how strongly the projector's mean Jacobian reads them; "
             "most and least are its halves; enough is how many hold 99 % of the squares.",
         ),
@@ -326,5 +314,5 @@ def _picture(rows: pd.DataFrame) -> bytes:
 def _invariance(ends: pd.DataFrame, method: str) -> bytes:
     """Each augmentation before and after the projector."""
     own = ends[(ends["method"] == method) & (ends["depth"] > 0)]
-    panels = {f"rho_{kind}": kind for kind in AUGMENTED}
+    panels = {c: c[4:].replace("_", " ") for c in map(str, ends) if c.startswith("rho_")}
     return _charts.bars(own.assign(at=own["arm"] + ": " + own["cut"]), "at", panels)

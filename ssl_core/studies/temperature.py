@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..analyse import invariance
 from ..config import Config, Paths
 from ..evaluate import tolerance, uniformity
 from ..stages.seeds import Images
@@ -101,7 +102,7 @@ def _geometry(training: _lab.Training, whole: Images) -> dict[str, float]:
     return {
         "uniformity": uniformity.uniformity(a),
         "tolerance": same,
-        "alignment": _pairs.alignment(a, b),
+        "alignment": float(invariance.alignment(np.stack([a, b], 1)).mean()),
     }
 
 
