@@ -555,7 +555,6 @@ class Paths:
         self.pretrain = self.products / "pretrain"
         self.embeddings = self.products / "embeddings"
         self.evaluation = self.products / "evaluation"
-        self.analysis = self.products / "analysis"
         self.promotion = self.products / "promotion"
         self.registry = self.root / "data/registry"
         self.deploy = self.root / "data/deploy"
@@ -570,3 +569,4 @@ class Paths:
         self.runs = self.root / "runs"  # work in progress, never versioned
         self.reports = self.root / "reports"
         self.audit = self.reports / "audit"
+        self.analysis = self.reports / "analysis"

@@ -224,7 +224,7 @@ def run(cfg: Config, paths: Paths, encoders: tuple[str, ...] = ()) -> dict[str, 
         HeadwaterError: no such encoder, measure or analysis; shards without labels.
     """
     names = tuple(dict.fromkeys(encoders or (OURS, *cfg.analyse.encoders)))
-    with Reporter("analyse") as report, atomic_dir(paths.reports / "analysis") as out:
+    with Reporter("analyse") as report, atomic_dir(paths.analysis) as out:
         looks = []
         with report.bar(len(names), "encoders") as advance:
             for name in names:
@@ -236,5 +236,5 @@ def run(cfg: Config, paths: Paths, encoders: tuple[str, ...] = ()) -> dict[str, 
         "encoders": list(names),
         "values": len(table),
         "seconds": seconds,
-        "page": (paths.reports / "analysis/index.html").as_posix(),
+        "page": (paths.analysis / "index.html").as_posix(),
     }
