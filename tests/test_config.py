@@ -1,5 +1,6 @@
 """Configuration and the small helpers at the bottom."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,3 +153,22 @@ def test_lineage_has_no_time_and_hashes_everything(tmp_path: Path) -> None:
     first, second = (tmp_path / n / artifacts.LINEAGE for n in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     assert set(artifacts.read_json(first)["outputs"]) == {"out.txt"}
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
+        (OSError("133120 requested and 33760 written"), "no space left"),  # numpy's
+        (OSError(errno.EROFS, "Read-only file system"), r"\(Read-only file system\)"),
+    ],
+)
+def test_a_place_that_takes_nothing_is_named(tmp_path: Path, error: OSError, words: str) -> None:
+    for writer in (artifacts.atomic_dir, artifacts.atomic_file):
+        with pytest.raises(HeadwaterError, match=f"product: could not be written.*{words}"):
+            with writer(tmp_path / "product"):
+                raise error
+    other = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input.parquet")
+    with pytest.raises(PermissionError, match="input.parquet"):
+        with artifacts.atomic_file(tmp_path / "product"):
+            raise other
