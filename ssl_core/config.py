@@ -121,7 +121,7 @@ class Curate(Section):
     near_hamming: int = 4
     # ... or the cosine is at least near_look and their aligned pixels agree to near_pixels of 1.
     near_look: float = 0.6
-    near_pixels: float = 0.75
+    near_pixels: float = 0.85
     clusters: int = 64  # of balance, temperature and retrieval
     # Share of the images left after deduplication that a balanced choice keeps.
     keep: float = Field(default=0.95, gt=0, le=1)

@@ -17,7 +17,7 @@ from ssl_core import embed, plugins, shards
 from ssl_core.artifacts import read_json
 from ssl_core.commands import forget, trace
 from ssl_core.config import Config, Curate, Paths, Synthesise, load
-from ssl_core.curation.near import phash_bits
+from ssl_core.curation._vectors import phash_bits
 from ssl_core.errors import HeadwaterError
 from ssl_core.progress import Reporter
 from ssl_core.stages import curate, ingest, seed_embed, shard, synthesise, validate

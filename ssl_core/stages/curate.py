@@ -180,6 +180,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             "validation": paths.validation,
             "seed_embeddings": paths.seed_embeddings,
         }
+        inputs |= {f: Path(f) for f in cfg.curate.retrieval.trusted if Path(f).is_file()}
         counts: dict[str, Any] = summary["counts"]
         write_lineage(out, "curate", config, inputs, counts)
         report.log(f"{counts['train']} train, {counts['test']} test", **counts)
