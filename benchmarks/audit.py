@@ -151,7 +151,7 @@ def confounded(name: str, plant: str, count: int, seed: int) -> dict[str, Any]:
         confounders.search(ground, columns, Audit(), seed),
         confounders.by_cluster(cluster, e.groups, columns, Audit(), seed),
     )
-    named = found[found["named"]]
+    named = found[found["named"] & (found["same_as"] == "")]
     own = named["property"].isin(FAMILY[plant])
     ours = named[own & (named["class"] == victim)]
     best = found[(found["class"] == victim) & found["property"].isin(FAMILY[plant])]

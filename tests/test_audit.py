@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score
 
 from ssl_core.artifacts import read_json, write_lineage
 from ssl_core.audit import label_errors, missing
+from ssl_core.commands import trace
 from ssl_core.config import Config, Paths, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.stages import _corrections, audit, correct, ingest, validate
@@ -398,6 +399,14 @@ def test_a_new_class_needs_a_word_and_a_later_decision_replaces(
     assert (done["added"], done["replaced"], done["corrections"]) == (0, 1, 1)
     stored = _corrections.read(paths.corrections)[row["sha256"]]
     assert (stored["given"], stored["label"]) == (row["label"], "temple")  # the source's own
+
+
+def test_trace_tells_of_a_correction(paths: Paths) -> None:
+    row = {**contents(paths).iloc[0].to_dict(), "given": "barn"}
+    _corrections.write(paths.corrections, {row["sha256"]: row})
+    found = trace.trace(paths, row["path"])
+    assert found["correction"] == row
+    assert "given barn, label" in trace.text(found)
 
 
 def test_corrections_without_an_image_are_counted(paths: Paths) -> None:

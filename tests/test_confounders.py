@@ -102,6 +102,24 @@ def test_a_property_that_a_probe_leans_on_is_named() -> None:
     assert found["property"].tolist() == ["border_colour", "brightness"]  # all are listed
 
 
+def test_one_finding_under_two_names_is_one() -> None:
+    g = ground()
+    values = planted(g)
+    other = np.where(values == "blue", "red", "none")
+    other[:10] = "none"
+    columns = [
+        column("source", values),
+        column("format", other),
+        column("mode", planted(g, seed=9)),
+    ]
+    found = confounders.rank(confounders.search(g, columns, CFG))
+    assert found["named"].all()
+    same = dict(zip(found["property"], found["same_as"], strict=True))
+    assert sorted((same["source"], same["format"])) in (["", "format"], ["", "source"])
+    assert same["mode"] == ""  # as telling, and on other images
+    assert found.loc[found["same_as"] != "", "text"].str.startswith("As ").all()
+
+
 def test_one_that_only_the_label_follows_is_named_if_it_is_metadata() -> None:
     g = ground()
     for name, named in (("border_colour", False), ("source", True)):

@@ -27,6 +27,7 @@ Matrix = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 LEVEL = 0.05  # chance that any property is named where none tells anything
 VERDICTS = ("leans", "named")
+ALIKE = 0.8  # images in common, of those that have either property
 SHOWN = 6  # images of each kind beside a finding
 DRAWS = 500
 COLUMNS = (
@@ -46,6 +47,7 @@ COLUMNS = (
     "lean_high",
     "leans",
     "named",
+    "same_as",
     "text",
 )
 
@@ -175,7 +177,10 @@ def by_label(ground: Ground, properties: list[Property], cfg: Audit, seed: int) 
     orders = shuffles(ground.group, cfg.permutations, seed)
     chance = np.stack([everything(ground.label[o]) for o in orders])  # (permutations, ., C)
     every = np.concatenate([observed[None], chance])  # alike by right where nothing is told
-    z = (every - every.mean(axis=0)) / (every.std(axis=0) + 1e-9)
+    spread = every.std(axis=0)
+    # The median keeps a value that hardly ever moves from being the most extreme one (as "s0" of
+    # Tusher et al. 2001).
+    z = (every - every.mean(axis=0)) / (spread + np.median(spread) + 1e-9)
     p = (z.max(axis=(1, 2))[:, None, None] >= z[0]).mean(axis=0)
     low, high = np.quantile(chance, [0.025, 0.975], axis=0)
     rows = []
@@ -340,7 +345,29 @@ def search(ground: Ground, properties: list[Property], cfg: Audit, seed: int = 0
     records: list[dict[str, Any]] = [
         {str(k): v for k, v in r.items()} for r in chosen.to_dict("records")
     ]
-    return pd.DataFrame([detail(ground, by_name[r["property"]], r, cfg) for r in records])
+    rows = [detail(ground, by_name[r["property"]], r, cfg) for r in records]
+    return pd.DataFrame(joined(ground, by_name, rows))
+
+
+def joined(
+    ground: Ground, by_name: dict[str, Property], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Named rows that speak of the same images as a better one of the same class say so, in
+    ``same_as``: a frame has four corners.
+    """
+    first: dict[str, list[tuple[str, Mask]]] = {}
+    found = []
+    for row in sorted(rows, key=lambda r: -r["score"]):
+        name, same = row["class"], ""
+        if row["named"]:
+            has, _ = present(ground, by_name[row["property"]], ground.classes.index(name))
+            others = first.setdefault(name, [])
+            alike = (p for p, h in others if (h & has).sum() >= ALIKE * (h | has).sum())
+            same = next(alike, "")
+            others += [] if same else [(row["property"], has)]
+        text = f"As {same}, on the same images: {row['text']}" if same else row["text"]
+        found.append(row | {"same_as": same, "text": text})
+    return found
 
 
 def rank(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -349,7 +376,8 @@ def rank(*tables: pd.DataFrame) -> pd.DataFrame:
     both = pd.concat(some, ignore_index=True).reindex(columns=list(COLUMNS))
     for verdict in VERDICTS:
         both[verdict] = both[verdict].astype("boolean").fillna(False).astype(bool)
-    text = dict.fromkeys(("property", "kind", "target", "class", "value", "text"), "str")
+    text = dict.fromkeys(("property", "kind", "target", "class", "value", "same_as", "text"), "str")
+    both["same_as"] = both["same_as"].fillna("")
     both = both.astype(text | {c: "float64" for c in COLUMNS if c not in (*text, *VERDICTS)})
     order = ["named", "target", "score"]
     return both.sort_values(order, ascending=[False, False, False], ignore_index=True)

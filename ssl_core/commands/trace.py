@@ -69,6 +69,7 @@ def trace(paths: Paths, image: str) -> Row:
         "paths": sorted(refs),
         "manifest": known,
         "rejects": [r for ref in refs for r in _rejects(paths, ref)],
+        "correction": _correction(paths, sha),
         "validation": _validation(paths, sha, refs) if known else {},
         "curation": [_pick(r, CURATED) for r in curated],
         "copies": _copies(paths, curated),
@@ -172,6 +173,13 @@ def _rejects(paths: Paths, ref: str) -> list[Row]:
     return _rows(paths.manifest / "rejects.parquet", "path", ref)
 
 
+def _correction(paths: Paths, sha: str) -> Row:
+    """What people decided about its label."""
+    from ..stages import _corrections
+
+    return dict(_corrections.read(paths.corrections).get(sha, {}))
+
+
 def _validation(paths: Paths, sha: str, refs: set[str]) -> Row:
     """Whether it was quarantined, and what CleanVision said."""
     if not (paths.validation / "issues.parquet").exists():
@@ -216,6 +224,8 @@ def text(found: Row) -> str:
     rows += [("forgotten", f"{r['requested_at']} {r['reason']}") for r in found["forgotten"]]
     rows += [("rejected", f"{r['reason']}: {r['detail']}") for r in found["rejects"]]
     rows += [("manifest", _said(r, ("label", "group", "source"))) for r in found["manifest"]]
+    if found["correction"]:
+        rows.append(("corrected", _said(found["correction"], ("given", "label"))))
     if found["validation"]:
         v = found["validation"]
         said = ", ".join(v["issues"]) or ("no issue" if v["examined"] else "not looked at")

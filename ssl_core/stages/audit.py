@@ -248,7 +248,8 @@ def shown(
     by_name, found = {c.name: c for c in columns}, []
     for row in table.to_dict("records"):
         cells: dict[str, list[str]] = {}
-        if row["named"] and row["target"] == "label" and ground is not None:
+        new = row["named"] and not row["same_as"]
+        if new and row["target"] == "label" and ground is not None:
             places = confounders.examples(ground, by_name[row["property"]], row["class"])
             cells = {k: [refs[i] for i in v] for k, v in places.items()}
         found.append({**{str(k): v for k, v in row.items()}, "images": cells})
@@ -280,7 +281,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             "images": len(m.embeddings),
             "judged": 0 if judged is None else len(judged.embeddings),
             "label_errors": int(doubtful["issue"].sum()),
-            "confounders": found.loc[found["named"], "text"].tolist(),
+            "confounders": found.loc[found["named"] & (found["same_as"] == ""), "text"].tolist(),
             "inferred": inferred,
         }
         tables = {"label_errors": doubtful, "confounders": found, "inferred": guesses}
