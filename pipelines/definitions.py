@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets import (
     analyse,
+    audit,
     curate,
     deployment,
     embed,
@@ -32,6 +33,7 @@ modules = (
     shard,
     pretrain,
     embed,
+    audit,
     evaluate,
     analyse,
     promote,
@@ -44,10 +46,10 @@ defs = dg.Definitions(
     assets=dg.load_assets_from_modules(modules, include_specs=True),
     jobs=[
         jobs.chain,
-        jobs.analyse,
+        jobs.analyse_encoders,
         jobs.retrain,
-        jobs.repair,
-        jobs.watch,
+        jobs.repair_champion,
+        jobs.watch_champion,
         jobs.deployment,
         jobs.remonitor,
         jobs.backup,

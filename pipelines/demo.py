@@ -126,7 +126,7 @@ def sense(demo: Demo) -> bool:
     for request in found.run_requests or []:
         demo.asked.append(str(request.run_key))
         demo.say(f"sensor: repair because of {request.run_key}")
-        demo.run("repair", request.run_config, tags=dict(request.tags))
+        demo.run("repair_champion", request.run_config, tags=dict(request.tags))
         demo.console.print(ladder_table())
     for request in tick(demo, full_chain, None).run_requests or []:
         demo.say("no cheaper rung passed: the whole chain")

@@ -1,4 +1,4 @@
-"""Jobs: selections of assets that are run together."""
+"""Jobs: selections of assets that are run together. None may be named as an asset is."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ retrain = dg.define_asset_job(
     selection=["collected", *CHAIN],
     description="Take deployment images in, then the whole chain. The ladder's last rung.",
 )
-analyse = dg.define_asset_job(
-    "analyse",
+analyse_encoders = dg.define_asset_job(
+    "analyse_encoders",
     selection=["analyse"],
     description="What the encoder learnt, beside others. Minutes; nothing waits for it.",
 )
-repair = dg.define_asset_job(
-    "repair",
+repair_champion = dg.define_asset_job(
+    "repair_champion",
     selection=["repair"],
     description="The cheapest rung that mends the champion. Asked for by a sensor.",
 )
-watch = dg.define_asset_job(
-    "watch",
+watch_champion = dg.define_asset_job(
+    "watch_champion",
     selection=["watch"],
     description="Settle approvals and shadows; roll back a champion that labels prove worse.",
 )

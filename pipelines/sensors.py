@@ -53,7 +53,9 @@ def run_key(cfg: Config, paths: Paths, request: trigger.Request) -> str:
 
 
 @dg.sensor(
-    job=jobs.repair, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
+    job=jobs.repair_champion,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """One repair when labels prove that the champion has lost accuracy.
@@ -93,7 +95,9 @@ def full_chain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 
 
 @dg.sensor(
-    job=jobs.watch, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING
+    job=jobs.watch_champion,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def follow_up(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Shadows, approvals and the way back, whenever days, labels or decisions are new."""

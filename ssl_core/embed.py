@@ -125,8 +125,8 @@ def with_features(embeddings: Embeddings, features: Array) -> Embeddings:
     return replace(embeddings, features=features)
 
 
-def rows(embeddings: Embeddings, mask: NDArray[np.bool_]) -> Embeddings:
-    """The rows where ``mask`` (N,) is true."""
+def rows(embeddings: Embeddings, mask: NDArray[Any]) -> Embeddings:
+    """The rows where ``mask`` (N,) is true, or of these numbers."""
     e = embeddings
     return Embeddings(
         e.features[mask],

@@ -15,8 +15,13 @@ OPTIONS = """
 seed
 data.sources data.test_fraction data.max_pixels data.min_side data.channels
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
+validate.max_class_drift validate.class_drift validate.min_per_class
+audit.features audit.folds audit.review audit.too_well audit.lean audit.cluster
+audit.permutations audit.min_class audit.precision audit.fill
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
+synthesise.generators synthesise.target synthesise.least synthesise.tries synthesise.side
+synthesise.pool synthesise.options synthesise.copy_cosine synthesise.unusual synthesise.guesses
 shard.max_bytes shard.max_side shard.place
 pretrain.method pretrain.recipe pretrain.options pretrain.backbone
 pretrain.backbone_args pretrain.image_size
@@ -47,6 +52,12 @@ simulate.images simulate.image_size simulate.new simulate.often simulate.weeks s
 simulate.labelled simulate.scenarios simulate.policies simulate.period simulate.threshold
 simulate.window simulate.settings
 seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
+curate.by_label curate.hierarchy.draw curate.hierarchy.levels curate.hierarchy.resampling
+curate.near_look curate.near_pixels curate.retrieval.hits curate.retrieval.neighbours
+curate.retrieval.trusted curate.semantic.epsilon curate.semantic.greedy curate.semantic.keep
+curate.semantic.prefer curate.temperature study.both study.classes study.contrast study.depths
+study.equal study.images study.masked study.method study.quantities study.seeds study.sets
+study.shots study.temperatures study.teraflops
 """
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ssl_core import plugins
 from ssl_core.artifacts import read_json, write_json
 from ssl_core.config import Config, Curate, Paths
-from ssl_core.curation import _union, balance, exact, near
+from ssl_core.curation import _share, _union, _vectors, balance, exact, near
 from ssl_core.errors import HeadwaterError
 from ssl_core.stages import curate
 
@@ -40,6 +40,7 @@ def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
         "split": "train",
         "keep": True,
         "reason": "",
+        "detail": "",
     }
     made = []
     for i, row in enumerate(rows):
@@ -177,8 +178,8 @@ def test_pairs_equal_brute_force_and_the_inverted_file_agrees(
 ) -> None:
     frame, features, _ = planted
     cfg = Curate(near_cosine=0.9, near_hamming=16)  # loose, so that both limits matter
-    unit = near.normalise(features)
-    bits = near.phash_bits(frame["phash"])
+    unit = _vectors.normalise(features)
+    bits = _vectors.phash_bits(frame["phash"])
     expected = {
         (i, j)
         for i, j in itertools.combinations(range(len(frame)), 2)
@@ -265,20 +266,20 @@ def test_water_filling_is_cutting_the_largest_again_and_again(seed: int) -> None
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 20, rng.integers(1, 9))
     for target in range(int(sizes.sum()) + 1):
-        kept = balance.water_fill(sizes, target, rng)
+        kept = _share.water_fill(sizes, target, rng)
         assert kept.sum() == target
         assert (kept <= sizes).all()
         assert sorted(kept.tolist()) == brute_fill(sizes, target)
-    assert (balance.water_fill(sizes, 10**6, rng) == sizes).all()
+    assert (_share.water_fill(sizes, 10**6, rng) == sizes).all()
 
 
 def test_the_remainder_is_shared_by_chance_and_by_seed() -> None:
     sizes = np.array([9, 9, 9, 1])
     results = [
-        tuple(balance.water_fill(sizes, 11, np.random.default_rng(s)).tolist()) for s in range(40)
+        tuple(_share.water_fill(sizes, 11, np.random.default_rng(s)).tolist()) for s in range(40)
     ]
     assert set(results) == {(4, 3, 3, 1), (3, 4, 3, 1), (3, 3, 4, 1)}
-    assert results[7] == tuple(balance.water_fill(sizes, 11, np.random.default_rng(7)).tolist())
+    assert results[7] == tuple(_share.water_fill(sizes, 11, np.random.default_rng(7)).tolist())
 
 
 def blobs(sizes: tuple[int, ...], seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:

@@ -18,7 +18,17 @@ from ssl_core.config import Deploy
 from ssl_core.stages import trigger
 
 ROOT = Path(__file__).parent.parent
-OTHERS = {"raw_images", "collected", "predictions", "monitor", "repair", "watch", "report"}
+OTHERS = {
+    "analyse",
+    "audit",
+    "raw_images",
+    "collected",
+    "predictions",
+    "monitor",
+    "repair",
+    "watch",
+    "report",
+}
 
 
 def dvc_edges() -> set[tuple[str, str]]:
@@ -66,16 +76,24 @@ def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
     assert {*OTHERS, *CHAIN} == keys
     assert set(checks) == {
         "data_is_valid",
+        "seed_features_are_sound",
+        "shards_are_sound",
+        "features_are_sound",
         "challenger_is_better",
         "day_is_normal",
         "harm_is_repaired",
     }
 
 
-def test_validation_blocks() -> None:
-    from assets.validate import CHECK
+def test_the_code_location_loads() -> None:
+    dg.Definitions.validate_loadable(defs)  # as webserver and daemon do: names clash only here
 
-    assert CHECK.blocking
+
+def test_validation_blocks() -> None:
+    from assets import embed, seed_embed, shard, validate
+
+    for module in (validate, seed_embed, shard, embed):
+        assert module.CHECK.blocking
 
 
 def test_schedules_and_sensors_are_there() -> None:

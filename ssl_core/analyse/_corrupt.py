@@ -188,6 +188,11 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
 }
 
 
+def kinds(channels: int) -> list[str]:
+    """The corruptions that change images of so many channels: saturation is of colours."""
+    return [name for name in CORRUPTIONS if channels == 3 or name != "saturate"]
+
+
 def _bytes(x: Tensor) -> Tensor:
     """[0, 1] -> uint8, rounded and cut off."""
     return (x * 255).round().clamp(0, 255).to(torch.uint8)

@@ -98,7 +98,8 @@ def by_attention(subject: Subject, rows: Rows) -> Maps:
         seen[-1][:, :, 0, encoder.n_prefix :].mean(1).double().cpu()
         for _, seen in _tokens.stream(subject, rows, _tokens.attentions)
     ]
-    return torch.cat(parts).unflatten(1, grid).numpy()  # (B, L) -> (B, h, w)
+    found: Maps = torch.cat(parts).unflatten(1, grid).numpy()  # (B, L) -> (B, h, w)
+    return found
 
 
 def find(subject: Subject, rows: Rows) -> Found:
@@ -106,7 +107,7 @@ def find(subject: Subject, rows: Rows) -> Found:
     maps = _tokens.maps(subject, rows)[1].numpy()
     mask, score = by_component(maps)
     masks, scores = {"pca": mask}, {"pca": score}
-    if _tokens.has_attention(subject.encoder) and subject.encoder.n_prefix:
+    if _tokens.has_attention(subject.encoder) and _tokens.has_class_token(subject.encoder):
         scores["attention"] = by_attention(subject, rows)
         masks["attention"] = by_mass(scores["attention"])
     return Found(masks, scores, components(maps))

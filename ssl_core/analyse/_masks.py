@@ -30,7 +30,8 @@ def true(subject: Subject, chosen: Rows) -> Classes:
 
 def objects(masks: Classes) -> Mask:
     """Where any object is: (B, S, S)."""
-    return (masks != 0) & (masks != NOT_JUDGED)
+    found: Mask = (masks != 0) & (masks != NOT_JUDGED)
+    return found
 
 
 def enlarged(cells: NDArray[np.generic], side: int) -> NDArray[np.generic]:
@@ -59,7 +60,10 @@ def iou(found: Mask, masks: Classes) -> NDArray[np.float64]:
     both = (found & truth).sum((1, 2)).astype(np.float64)
     either = ((found & judged) | truth).sum((1, 2))
     there = truth.any((1, 2))
-    return np.divide(both, either, out=np.full(len(found), np.nan), where=there)
+    values: NDArray[np.float64] = np.divide(
+        both, either, out=np.full(len(found), np.nan), where=there
+    )
+    return values
 
 
 def box(mask: Mask) -> Box | None:

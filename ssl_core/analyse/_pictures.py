@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +58,7 @@ def heat(
 
 
 # x, y; and optionally the ends of y's intervals.
-Line = tuple[Sequence[Any], ArrayLike] | tuple[Sequence[Any], ArrayLike, ArrayLike, ArrayLike]
+Line = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike, ArrayLike]
 
 
 def lines(
@@ -124,7 +123,8 @@ def overlay(image: Pixels, weights: ArrayLike) -> Pixels:
     veil = np.asarray(Image.fromarray(share).resize(shape, Image.Resampling.BILINEAR))[..., None]
     grey = image.mean(axis=2, keepdims=True) * 0.35
     mixed = image * veil + grey * (1 - veil)
-    return np.clip(mixed, 0, 255).astype(np.uint8)
+    found: Pixels = np.clip(mixed, 0, 255).astype(np.uint8)
+    return found
 
 
 def tinted(image: Pixels, mask: ArrayLike, colour: tuple[int, int, int] = FOUND) -> Pixels:
@@ -150,4 +150,5 @@ def components(values: NDArray[np.floating]) -> Pixels:
     """Three numbers per cell, (B, h, w, 3) -> colours, each number over its own range."""
     low, high = np.quantile(values, [0.02, 0.98], axis=(0, 1, 2))
     span = np.maximum(high - low, 1e-12)
-    return (255 * np.clip((values - low) / span, 0, 1)).astype(np.uint8)
+    found: Pixels = (255 * np.clip((values - low) / span, 0, 1)).astype(np.uint8)
+    return found

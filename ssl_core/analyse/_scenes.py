@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def texture(name: str, side: int, rng: Rng) -> Mask:
     return TEXTURES[name](x, y, rng)
 
 
-def stacked(images: list[NDArray[np.floating]]) -> Tensor:
+def stacked(images: Sequence[Plane]) -> Tensor:
     """Images (C, S, S) of values 0 to 255 -> uint8 (N, C, S, S)."""
     return torch.from_numpy(np.stack([np.clip(i, 0, 255).astype(np.uint8) for i in images]))
 

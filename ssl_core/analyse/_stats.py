@@ -18,7 +18,7 @@ def ratio(top: ArrayLike, bottom: ArrayLike, groups: NDArray[np.str_]) -> _commo
     _, code = np.unique(groups, return_inverse=True)
     totals = np.stack([np.bincount(code, over), np.bincount(code, under)], axis=1)  # (G, 2)
     drawn = _common.resample(totals, DRAWS, _common.SEED)
-    live = drawn[drawn[:, 1] > 0]
+    live = drawn[drawn[:, 1] != 0]
     return float(over.sum() / under.sum()), *_common.spread(live[:, 0] / live[:, 1])
 
 

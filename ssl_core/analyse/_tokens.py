@@ -40,6 +40,11 @@ def has_attention(encoder: models.Encoder) -> bool:
     )
 
 
+def has_class_token(encoder: models.Encoder) -> bool:
+    """Whether the first token is one that stands for the image, and no register."""
+    return encoder.is_vit and getattr(encoder.model, "cls_token", None) is not None
+
+
 def stream(
     subject: Subject, rows: Rows, look: Look, held: Look | None = None
 ) -> Iterator[tuple[Rows, Sequence[Any]]]:

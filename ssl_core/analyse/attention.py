@@ -24,7 +24,8 @@ Grid = tuple[int, int]
 def patches(weights: Tensor, prefix: int) -> Tensor:
     """Attention between patches alone, rows summing to one: (..., N, N) -> (..., L, L)."""
     kept = weights[..., prefix:, prefix:]
-    return kept / (kept.sum(-1, keepdim=True) + TINY)
+    found: Tensor = kept / (kept.sum(-1, keepdim=True) + TINY)
+    return found
 
 
 def gaps(grid: Grid, stride: int) -> Tensor:
@@ -41,7 +42,9 @@ def distance(weights: Tensor, grid: Grid, stride: int) -> Tensor:
 
 def entropy(weights: Tensor) -> Tensor:
     """Mean entropy of rows as a share of the largest possible: (..., L, L) -> (...), 0 to 1."""
-    return torch.special.entr(weights).sum(-1).mean(-1) / math.log(max(weights.shape[-1], 2))
+    found = torch.special.entr(weights).sum(-1).mean(-1)
+    scaled: Tensor = found / math.log(max(weights.shape[-1], 2))
+    return scaled
 
 
 def information(weights: Tensor) -> Tensor:
@@ -55,7 +58,8 @@ def information(weights: Tensor) -> Tensor:
     keys = joint.mean(-2, keepdim=True)  # (..., 1, L)
     shared = (joint * (joint / keys).log()).sum(-1).mean(-1)
     spread = torch.special.entr(keys).sum((-1, -2))
-    return shared / (math.log(max(size, 2)) * spread).clamp_min(TINY).sqrt()
+    found: Tensor = shared / (math.log(max(size, 2)) * spread).clamp_min(TINY).sqrt()
+    return found
 
 
 def diversity(weights: Tensor) -> Tensor:
@@ -68,7 +72,8 @@ def diversity(weights: Tensor) -> Tensor:
         return weights.new_full((len(weights),), math.nan)
     whole = torch.special.entr(weights.mean(1)).sum(-1)  # (B, L)
     parts = torch.special.entr(weights).sum(-1).mean(1)
-    return (whole - parts).mean(-1) / math.log(heads)
+    found: Tensor = (whole - parts).mean(-1) / math.log(heads)
+    return found
 
 
 def measures(subject: Subject, rows: Rows) -> dict[str, Tensor]:
@@ -151,7 +156,7 @@ def _maps(subject: Subject, chosen: Rows) -> bytes:
     drawn = []
     for _, seen in _tokens.stream(subject, some, _tokens.attentions):
         last = seen[-1].float()
-        queries = last[:, :, :1] if prefix else last
+        queries = last[:, :, :1] if _tokens.has_class_token(subject.encoder) else last
         shares = queries[..., prefix:].mean(2)  # (B, H, 1 or N, N) -> (B, H, L)
         drawn.append(shares.unflatten(-1, (side, side)).cpu())
     maps = torch.cat(drawn).numpy()  # (B, H, h, w)

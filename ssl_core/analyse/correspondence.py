@@ -24,6 +24,7 @@ from ._subject import Finding, Row, Rows, Subject
 TURN, SCALE, SHIFT = 20.0, (0.8, 1.25), 0.25  # degrees; times; of half the side
 LIGHT = (0.7, 1.3)
 NEAR = (0.1, 0.2)  # of the side
+EDGE = 1e-9  # a place just at that distance counts
 CHUNK = 32
 
 
@@ -103,9 +104,10 @@ def pck(first: Tensor, second: Tensor, made: Views, asked: Tensor | None) -> dic
     still = gap.diagonal(dim1=1, dim2=2)
     out = {}
     for near in NEAR:
-        out[f"pck_{near}"] = _mean(found <= near, asked)
-        out[f"pck_{near}_unmoved"] = _mean(still <= near, asked)
-        chance = (gap <= near).double().mean(-1)
+        reach = near + EDGE
+        out[f"pck_{near}"] = _mean(found <= reach, asked)
+        out[f"pck_{near}_unmoved"] = _mean(still <= reach, asked)
+        chance = (gap <= reach).double().mean(-1)
         out[f"pck_{near}_chance"] = (chance * asked).sum(1) / asked.sum(1)
     return out
 

@@ -55,7 +55,7 @@ class Table:
 def look(subject: Subject, chosen: Rows) -> dict[str, Table]:
     """Every probe's table."""
     labels = subject.rows.labels[chosen]
-    kinds, n = list(_corrupt.CORRUPTIONS), len(chosen)
+    kinds, n = _corrupt.kinds(subject.source.channels), len(chosen)
     clean = named(subject, subject.rows.features[chosen])
     out = {
         probe: Table(
@@ -74,9 +74,8 @@ def look(subject: Subject, chosen: Rows) -> dict[str, Table]:
     return out
 
 
-def _rows(tables: dict[str, Table], groups: NDArray[np.str_]) -> list[Row]:
+def _rows(tables: dict[str, Table], groups: NDArray[np.str_], kinds: list[str]) -> list[Row]:
     rows: list[Row] = []
-    kinds = list(_corrupt.CORRUPTIONS)
 
     def add(table: Table, metric: str, slice_: str, cells: Matrix) -> None:
         value, low, high = table.accuracy(groups, cells)
@@ -100,7 +99,7 @@ def _rows(tables: dict[str, Table], groups: NDArray[np.str_]) -> list[Row]:
 
 
 def _pictured(subject: Subject, chosen: Rows, tables: dict[str, Table]) -> dict[str, bytes]:
-    kinds, table = list(_corrupt.CORRUPTIONS), tables["linear"]
+    kinds, table = _corrupt.kinds(subject.source.channels), tables["linear"]
     shares = np.stack([np.nanmean(table.right[:, k], 0) for k in range(len(kinds))])
     ticks = ("", [k.replace("_", " ") for k in kinds])
     severities = [str(s) for s in _corrupt.SEVERITIES]
@@ -129,5 +128,5 @@ def run(subject: Subject, cfg: Analyse) -> Finding:
         return Finding(missing=subject.unlabelled)
     chosen = subject.draw(cfg.images, labelled=True)
     tables = look(subject, chosen)
-    rows = _rows(tables, subject.rows.groups[chosen])
+    rows = _rows(tables, subject.rows.groups[chosen], _corrupt.kinds(subject.source.channels))
     return Finding(rows, _pictured(subject, chosen, tables))

@@ -29,7 +29,8 @@ def amplitudes(maps: Tensor) -> Tensor:
     logs = (spectrum.abs() + FLOOR).log().mean(1)
     steps = torch.arange((min(h, w) + 1) // 2)
     diagonal = logs[:, steps, steps]  # not shifted: entry i is frequency i of both axes
-    return diagonal - diagonal[:, :1]
+    found: Tensor = diagonal - diagonal[:, :1]
+    return found
 
 
 def _held(encoder: models.Encoder, x: Tensor) -> list[_tokens.Layer]:
@@ -57,16 +58,16 @@ def _slice(name: str) -> str:
 
 def _pictured(found: dict[str, Tensor]) -> dict[str, bytes]:
     whole = {name: curve for name, curve in found.items() if "/" not in name}
-    spectra = {
+    spectra: dict[str, _pictures.Line] = {
         f"layer {name}": (np.linspace(0, 1, curve.shape[1] + 1)[:-1], curve.mean(0).numpy())
         for name, curve in whole.items()
     }
-    ends: dict[str, tuple[list[str], list[float]]] = {}
-    for name, curve in found.items():
-        number, _, half = name.partition("/")
-        places, values = ends.setdefault(f"after {half or 'the layer'}", ([], []))
-        places.append(number)
-        values.append(float(curve[:, -1].mean()))
+    ends: dict[str, _pictures.Line] = {}
+    for half in ("", "attention"):
+        own = {n.partition("/")[0]: c for n, c in found.items() if n.partition("/")[2] == half}
+        if own:
+            values = [float(curve[:, -1].mean()) for curve in own.values()]
+            ends[f"after {half or 'the layer'}"] = (list(own), values)
     panels = {"relative log amplitude": spectra, "highest frequency": ends}
     xlabels = ("share of half the sampling rate", "layer")
     return {"fourier": _pictures.lines(panels, xlabels)}

@@ -22,6 +22,7 @@ from ._subject import DRAWS, NOT_JUDGED, Finding, Row, Rows, Subject, row
 STEPS, BATCH, LR, DECAY = 240, 32, 1e-2, 1e-4
 LEAST = 16  # training images with masks
 Matrix = NDArray[np.int64]
+Shares = NDArray[np.float64]
 
 
 class Probe(nn.Module):
@@ -31,8 +32,8 @@ class Probe(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm2d(width, affine=False)
         self.classifier = nn.Conv2d(width, classes, 1)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        for parameter in self.classifier.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Tensor, side: int) -> Tensor:
         """(B, h, w, D) -> logits (B, C, side, side)."""
@@ -74,16 +75,19 @@ def confusion(truth: NDArray[np.integer], found: NDArray[np.integer], classes: i
     return np.bincount(code, minlength=classes**2).reshape(classes, classes)
 
 
-def ious(matrix: NDArray[np.number]) -> NDArray[np.float64]:
+def ious(matrix: NDArray[np.number]) -> Shares:
     """Jaccard index by class, (..., C, C) -> (..., C); NaN where a class is absent from both."""
     hit = np.diagonal(matrix, axis1=-2, axis2=-1).astype(np.float64)
     union = matrix.sum(-1) + matrix.sum(-2) - hit
-    return np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+    found: Shares = np.divide(hit, union, out=np.full(hit.shape, np.nan), where=union > 0)
+    return found
 
 
-def miou(matrix: NDArray[np.number]) -> NDArray[np.float64]:
+def miou(matrix: NDArray[np.number]) -> Shares:
     """Mean over the classes that the truth holds: (..., C, C) -> (...)."""
-    return np.nanmean(np.where(matrix.sum(-1) > 0, ious(matrix), np.nan), axis=-1)
+    own = np.where(matrix.sum(-1) > 0, ious(matrix), np.nan)
+    found: Shares = np.asarray(np.nanmean(own, axis=-1))
+    return found
 
 
 @dataclass(frozen=True)

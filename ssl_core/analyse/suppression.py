@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import Analyse
+from ..evaluate._common import Interval
 from . import _pictures, _scenes, _stats
 from ._subject import NAN, Finding, Row, Subject, row
 
@@ -75,49 +76,58 @@ def score(accuracy: float, classes: int) -> float:
     return (accuracy - 1 / classes) / (1 - 1 / classes)
 
 
-def _probe(subject: Subject, drawn: Mapping[str, NDArray[np.int64]]) -> dict[tuple[str, str], Row]:
-    """Rows of accuracy by scene and factor."""
+Right = dict[tuple[str, str], NDArray[np.bool_]]  # by scene and factor, of the images asked
+
+
+def _probe(subject: Subject, drawn: Mapping[str, NDArray[np.int64]]) -> Right:
+    """Whether a probe reads each factor where it is shown."""
     side, channels = subject.source.side, subject.source.channels
-    found = {}
+    right: Right = {}
     for scene, parts in SCENES.items():
         images = scenes(drawn, parts, side, channels, subject.seed)
         features = subject.features(images)
         for name, labels in drawn.items():
-            if ("digit" if name == "digit" else "shape") not in parts:
-                continue
-            told = _stats.probed(features[:LEARNT], labels[:LEARNT], features[LEARNT:])
-            right = told == labels[LEARNT:]
-            found[scene, name] = _stats.share(f"{name}_accuracy", right, scene)
-    return found
+            if ("digit" if name == "digit" else "shape") in parts:
+                told = _stats.probed(features[:LEARNT], labels[:LEARNT], features[LEARNT:])
+                right[scene, name] = told == labels[LEARNT:]
+    return right
 
 
-def _summary(found: Mapping[tuple[str, str], Row]) -> list[Row]:
+def kept(alone: NDArray[np.bool_], together: NDArray[np.bool_], classes: int) -> Interval:
+    """Score in company over score alone, of the same images (N,); NaN where there was none."""
+    each = np.arange(len(alone)).astype(str)
+    if score(float(alone.mean()), classes) <= 0:
+        return NAN, NAN, NAN
+    return _stats.ratio(together - 1 / classes, alone - 1 / classes, each)
+
+
+def _summary(right: Right) -> list[Row]:
     """What each factor keeps in company, and the digit's share."""
-    alone = {n: found["digit_alone" if n == "digit" else "object_alone", n] for n in FACTORS}
-    scores = {n: score(found["together", n]["value"], c) for n, c in FACTORS.items()}
-    rows = []
+    rows, scores, n = [], {}, IMAGES - LEARNT
     for name, classes in FACTORS.items():
-        base = score(alone[name]["value"], classes)
-        kept = scores[name] / base if base > 0 else NAN
-        rows.append(row(f"{name}_kept", kept, IMAGES - LEARNT, "together"))
-    digit, other = (max(scores[n], 0.0) for n in ("digit", "shape"))
-    share = digit / (digit + other) if digit + other > 0 else NAN
-    rows.append(row("digit_share", share, IMAGES - LEARNT, "together"))
+        alone = right["digit_alone" if name == "digit" else "object_alone", name]
+        value, low, high = kept(alone, right["together", name], classes)
+        rows.append(row(f"{name}_kept", value, n, "together", (low, high)))
+        scores[name] = max(score(float(right["together", name].mean()), classes), 0.0)
+    both = scores["digit"] + scores["shape"]
+    rows.append(row("digit_share", scores["digit"] / both if both else NAN, n, "together"))
     return rows
 
 
 def run(subject: Subject, cfg: Analyse) -> Finding:
     """Accuracy of digit, shape and colour, alone and in company."""
     drawn = factors(IMAGES, np.random.default_rng(subject.seed))
-    found = _probe(subject, drawn)
+    right = _probe(subject, drawn)
     some = {name: labels[: _pictures.SAMPLES] for name, labels in drawn.items()}
     size = (subject.source.side, subject.source.channels, subject.seed)
     cells = [[_pictures.rgb(i) for i in scenes(some, p, *size)] for p in SCENES.values()]
     bars: dict[str, dict[str, float]] = {}
-    for (scene, name), own in found.items():
-        bars.setdefault(name, {})["together" if scene == "together" else "alone"] = own["value"]
+    for (scene, name), own in right.items():
+        place = "together" if scene == "together" else "alone"
+        bars.setdefault(name, {})[place] = float(own.mean())
     pictures = {
         "suppression": _pictures.bars(bars, "Read by a linear probe", "accuracy"),
         "suppression_samples": _pictures.sheet(cells),
     }
-    return Finding([*found.values(), *_summary(found)], pictures)
+    rows = [_stats.share(f"{name}_accuracy", own, scene) for (scene, name), own in right.items()]
+    return Finding(rows + _summary(right), pictures)

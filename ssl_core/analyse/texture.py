@@ -10,9 +10,9 @@ left), low and high frequencies only, and noise of one band (2202.06709).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,8 +24,8 @@ from ._subject import Finding, Row, Subject
 
 KINDS = len(_scenes.SHAPES)
 PER_KIND, PER_PAIR, FREE = 40, 8, 480
-TILES, LOW, HIGH = (2, 4, 8), (0.4, 0.2, 0.1), (0.05, 0.1, 0.2)
-BANDS, STRENGTH = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0)), 0.1
+TILES, LOW, HIGH = (2, 4, 8), (0.4, 0.2), (0.05, 0.1)
+BANDS, STRENGTH = ((0.0, 0.3), (0.3, 0.6), (0.6, 1.0)), 0.1
 Pairs = NDArray[np.int64]
 
 
@@ -75,18 +75,14 @@ def changes(side: int, seed: int) -> Iterator[tuple[str, Change]]:
     yield "clean", lambda x: x
     for tiles in TILES:
         if side % tiles == 0:
-            draw = torch.Generator().manual_seed(seed)
-            yield f"tiles:{tiles}", lambda x, t=tiles, d=draw: _filters.shuffled(x, t, d)
+            yield f"tiles:{tiles}", partial(_filters.shuffled, tiles=tiles, seed=seed)
     for cut in LOW:
-        yield f"low_pass:{cut}", lambda x, c=cut: _filters.low_passed(x, c)
+        yield f"low_pass:{cut}", partial(_filters.low_passed, cut=cut)
     for cut in HIGH:
-        yield f"high_pass:{cut}", lambda x, c=cut: _filters.high_passed(x, c)
+        yield f"high_pass:{cut}", partial(_filters.high_passed, cut=cut)
     for band in BANDS:
-        draw = torch.Generator().manual_seed(seed)
-        yield (
-            f"noise:{band[0]}-{band[1]}",
-            lambda x, b=band, d=draw: _filters.noisy(x, b, STRENGTH, d),
-        )
+        name = f"noise:{band[0]}-{band[1]}"
+        yield name, partial(_filters.noisy, band=band, strength=STRENGTH, seed=seed)
 
 
 def companions(subject: Subject, count: int) -> list[Row]:
@@ -110,7 +106,7 @@ def _pictured(subject: Subject, rows: list[Row]) -> dict[str, bytes]:
     cells = [[_pictures.rgb(image) for image in images] for images in drawn]
     image = subject.source.take(subject.draw(1)).cpu()
     changed = [_pictures.rgb(c(image)[0]) for _, c in changes(side, subject.seed)]
-    cells += [changed[i : i + 7] for i in range(0, len(changed), 7)]
+    cells += [changed[i : i + KINDS] for i in range(0, len(changed), KINDS)]
     pictures = {"texture_samples": _pictures.sheet(cells)}
     own = {r["slice"]: {"accuracy": r["value"]} for r in rows if r["metric"] == "linear_accuracy"}
     if own:

@@ -18,6 +18,7 @@ from ..evaluate import _common, _head, linear
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array, Embeddings
+from ._gate import require_sound
 
 OURS = "pretrained"
 COLUMNS = ["encoder", "measure", "metric", "slice", "value", "low", "high", "n"]
@@ -165,6 +166,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: embeddings of another encoder, no labels, unknown measure or baseline.
     """
     require_current(paths.embeddings, shards=paths.shards, pretrain=paths.pretrain)
+    require_sound(paths.embeddings, "embed")
     whole = embed.load(paths.embeddings, None)
     is_train = (pd.read_parquet(paths.embeddings / "index.parquet")["split"] == "train").to_numpy()
     names = [OURS, *cfg.evaluate.baselines]

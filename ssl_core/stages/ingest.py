@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import images, sources
+from .. import forgotten, images, sources
 from ..artifacts import atomic_dir, atomic_file, write_lineage
 from ..config import Config, Data, Paths
 from ..errors import HeadwaterError
@@ -22,6 +22,7 @@ from ..images import Facts, Reject
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..sources import Item
+from . import _corrections
 
 COLUMNS = {
     "path": "str",
@@ -142,6 +143,13 @@ def _row(found: Found) -> dict[str, Any]:
     )
 
 
+def refuse(found: Found, gone: frozenset[str]) -> Found:
+    """What was forgotten is not taken again, whatever it is called now."""
+    if found.facts is None or found.facts.sha256 not in gone:
+        return found
+    return Found(found.item, reject=Reject(forgotten.REASON, "by headwater forget"))
+
+
 # ---- the whole ---------------------------------------------------------------------------------
 
 
@@ -223,23 +231,27 @@ def require_some(cfg: Config, counts: dict[str, Any]) -> None:
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write manifest/: manifest.parquet and rejects.parquet.
+    """Write manifest/: manifest.parquet, with corrected labels, and rejects.parquet.
 
     Raises:
-        HeadwaterError: a source is unknown, absent or does not answer, or there is no image.
+        HeadwaterError: a source is unknown, absent or does not answer, there is no image, or
+            data/corrections.csv or data/forgotten.csv is damaged.
     """
     file, began = cache(cfg, paths), time.time()
     with Reporter("ingest") as report, atomic_dir(paths.manifest) as out:
         items = gather(cfg.data.sources, paths.root)
-        known = read_cache(file)
-        found = list(examine_all(items, paths.root, cfg.data, known, report))
+        known, gone = read_cache(file), forgotten.read(paths.forgotten)
+        looked = examine_all(items, paths.root, cfg.data, known, report)
+        found = [refuse(f, gone) for f in looked]
         manifest, rejects = tables(found)
-        counts = count(found, manifest, rejects)
+        manifest, corrected = _corrections.apply(manifest, _corrections.read(paths.corrections))
+        counts = count(found, manifest, rejects) | corrected
         require_some(cfg, counts)
         manifest.to_parquet(out / "manifest.parquet", engine="pyarrow", index=False)
         rejects.to_parquet(out / "rejects.parquet", engine="pyarrow", index=False)
         config = {k: cfg.section("data")[k] for k in READS}
-        write_lineage(out, "ingest", config, {}, counts)
+        inputs = {"corrections": paths.corrections} if paths.corrections.exists() else {}
+        write_lineage(out, "ingest", config, inputs, counts)
         write_cache(file, found, began)
         reused = sum((f.item.ref, f.item.version) in known for f in found if f.facts)
         text = ", ".join(f"{n} {reason}" for reason, n in counts["by_reason"].items())

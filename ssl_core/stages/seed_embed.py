@@ -20,6 +20,7 @@ from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array
+from ..validation import _gx, embeddings
 from ._gate import require_valid
 
 
@@ -112,7 +113,8 @@ def with_cache(frame: pd.DataFrame, cfg: Config, paths: Paths, report: Reporter)
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write seed_embeddings/: embeddings.npy (N, D), rows as in manifest.parquet.
+    """Write seed_embeddings/: embeddings.npy (N, D), rows as in manifest.parquet, and what was
+    expected of it.
 
     Raises:
         HeadwaterError: validation failed, or an image changed since ingest.
@@ -123,6 +125,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         found = with_cache(frame, cfg, paths, report)
         np.save(out / "embeddings.npy", found)
         counts = {"images": len(found), "dimensions": found.shape[1]}
+        keys = frame["sha256"].fillna("").tolist()
+        counts |= _gx.write(out, embeddings.judge(np.load(out / "embeddings.npy"), keys, keys))
         inputs = {"manifest": paths.manifest, "validation": paths.validation}
         write_lineage(out, "seed_embed", cfg.section("seed_encoder"), inputs, counts)
         report.log(f"{counts['images']} images, {counts['dimensions']} dimensions")
