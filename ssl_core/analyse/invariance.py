@@ -27,6 +27,7 @@ DELTA = (
     1e-4  # ridge of LiDAR, as a share of the mean variance within images; the paper's is absolute
 )
 EPSILON = 1e-8
+ZERO = 1e-20  # squares that are rounding
 ALL = "all"
 Matrix = NDArray[np.float64]
 
@@ -107,7 +108,7 @@ def lidar(x: Matrix, delta: float = DELTA) -> float:
     apart, inside = means - means.mean(axis=0), (x - means[:, None]).reshape(-1, width)
     w = inside.T @ inside / (n * q)
     mean = float(np.trace(w)) / width
-    if not mean > 0:
+    if not mean > ZERO * float((means**2).mean()):  # views do not differ: no unit to count in
         return _common.NAN
     energy, turn = np.linalg.eigh(w + delta * mean * np.eye(width))
     # The eigenvalues are the squared singular values of means in units of W^1/2.

@@ -95,7 +95,8 @@ def threads(multiplications: int) -> AbstractContextManager[Any]:
     NumPy, SciPy and faiss each bring a pool, and idle threads spin: between small products they
     cost more than they give (on a busy 2-core machine 100 times a whole fit).
     """
-    import scipy.linalg  # noqa: F401  # a pool that is loaded later is not limited
+    import faiss  # noqa: F401  # pools that are loaded later are not limited
+    import scipy.linalg  # noqa: F401
     from threadpoolctl import threadpool_limits
 
     limits: AbstractContextManager[Any] = threadpool_limits(1 if multiplications < LARGE else None)

@@ -41,8 +41,6 @@ def search(train: Embeddings, features: Array, neighbours: int) -> tuple[Array, 
     k is at most the number of rows. A row is -1, its cosine -inf, where an inverted file found
     fewer.
     """
-    import faiss  # noqa: F401  # before its threads are limited
-
     k, width = min(neighbours, len(train)), train.features.shape[1]
     with _common.threads(min(CHUNK, len(features)) * len(train) * width):
         index = _index(np.ascontiguousarray(unit(train.features)))

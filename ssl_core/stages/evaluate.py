@@ -14,7 +14,7 @@ from .. import embed, plugins
 from ..artifacts import atomic_dir, read_json, sha256_file, write_json, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
-from ..evaluate import _head, linear
+from ..evaluate import _common, _head, linear
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array, Embeddings
@@ -136,7 +136,6 @@ def _measure_all(
     Encoders are measured side by side, each on one BLAS thread: the products are too small for
     threads to pay inside them.
     """
-    from threadpoolctl import threadpool_limits
 
     def one(item: tuple[str, Array]) -> tuple[str, list[dict[str, Any]], pd.DataFrame]:
         name, own = item
@@ -149,7 +148,7 @@ def _measure_all(
 
     everything = [(name, features(paths, whole, name)) for name in names]
     rows, tables = [], {}
-    with report.bar(len(names), "encoders") as advance, threadpool_limits(1, user_api="blas"):
+    with report.bar(len(names), "encoders") as advance, _common.threads(0):
         for name, found, told in ordered_map(one, everything, os.cpu_count() or 1, len(names)):
             rows += found
             tables[name] = told
