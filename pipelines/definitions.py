@@ -19,6 +19,7 @@ from assets import (
     seed_embed,
     shard,
     sources,
+    studies,
     validate,
 )
 
@@ -40,6 +41,7 @@ modules = (
     deployment,
     repair,
     report,
+    studies,
 )
 
 defs = dg.Definitions(

@@ -410,7 +410,7 @@ class Study(Section):
 
     sets: tuple[str, ...] = ()  # names in bench.sets; empty: all
     seeds: int = Field(default=3, ge=2)  # one seed gives no interval
-    teraflops: float = Field(default=0.6, gt=0)  # of each training, in place of bench.teraflops
+    teraflops: float = Field(default=0.3, gt=0)  # of each training, in place of bench.teraflops
     method: str = "simclr"  # the contrastive method of the studies that look at one
     temperatures: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
     classes: tuple[int, ...] = (2, 5, 10, 50)

@@ -12,6 +12,7 @@ import yaml
 
 from pipelines import home, sensors
 from pipelines.definitions import defs
+from ssl_core import plugins
 from ssl_core.__main__ import CHAIN
 from ssl_core.artifacts import append_line, write_json
 from ssl_core.config import Deploy
@@ -28,6 +29,7 @@ OTHERS = {
     "repair",
     "watch",
     "report",
+    *(f"study_{name}" for name in plugins.names("studies")),
 }
 
 
@@ -67,7 +69,7 @@ def test_chain_of_the_command_is_the_graph_in_order() -> None:
 def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
     for asset in defs.assets or []:
         for spec in asset.specs if isinstance(asset, dg.AssetsDefinition) else [asset]:
-            assert spec.group_name in ("data", "model", "deployment"), spec.key
+            assert spec.group_name in ("data", "model", "deployment", "studies"), spec.key
             assert spec.description, spec.key
         if isinstance(asset, dg.AssetsDefinition):
             assert asset.op.pool in ("gpu", "io"), asset.key

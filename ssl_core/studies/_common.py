@@ -36,15 +36,17 @@ class Claim:
     seeds: int
     verdict: Verdict
 
+    def found(self) -> str:
+        """What was measured."""
+        value = f"{self.value:+.3g}"
+        if np.isfinite(self.low):
+            value += f" [{self.low:+.3g}, {self.high:+.3g}]"
+        return f"{self.measured[0].upper()}{self.measured[1:]}: {value}, {self.seeds} seeds."
+
     def sentence(self) -> str:
         """All of it in plain words."""
-        found = f"{self.value:+.3g}"
-        if np.isfinite(self.low):
-            found += f" [{self.low:+.3g}, {self.high:+.3g}]"
-        return (
-            f"{self.text} ({self.source}). On {self.set_} our data {_verb(self.verdict)}: "
-            f"{self.measured} {found} over {self.seeds} seeds."
-        )
+        says = f"{self.text} ({self.source})."
+        return f"{says} On {self.set_} our data {_verb(self.verdict)}. {self.found()}"
 
 
 def _verb(verdict: Verdict) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,17 @@ def spelled(name: str) -> str:
     return name.replace("-", "_")
 
 
+def stem(name: str) -> str:
+    """What the names of its files begin with."""
+    return f"study-{name.replace('_', '-')}"
+
+
+def about(name: str) -> str:
+    """The first line of a study's file, read without its imports."""
+    tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text())
+    return (ast.get_docstring(tree) or name).split("\n")[0]
+
+
 def run(name: str, cfg: Config, paths: Paths, quick: bool = False) -> Study:
     """Write reports/study-NAME.parquet, .json, .md and .png.
 
@@ -28,18 +40,18 @@ def run(name: str, cfg: Config, paths: Paths, quick: bool = False) -> Study:
         HeadwaterError: no such study (the message lists them), or what the study raises.
     """
     study: Study = plugins.load(KIND, spelled(name)).run(cfg, paths, quick)
-    write(study, paths.reports, f"study-{spelled(name).replace('_', '-')}", cfg, quick)
+    write(study, paths.reports, stem(name), cfg, quick)
     return study
 
 
-def write(study: Study, folder: Path, stem: str, cfg: Config, quick: bool = False) -> None:
-    """All files of a study; the first picture is ``stem``.png, others add their names."""
+def write(study: Study, folder: Path, start: str, cfg: Config, quick: bool = False) -> None:
+    """All files of a study; the first picture is ``start``.png, others add their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / f"{stem}.parquet") as temp:
+    with atomic_file(folder / f"{start}.parquet") as temp:
         study.rows.to_parquet(temp, engine="pyarrow", index=False)
     files = {}
     for number, (name, png) in enumerate(study.pictures.items()):
-        files[name] = f"{stem}.png" if not number else f"{stem}-{name}.png"
+        files[name] = f"{start}.png" if not number else f"{start}-{name}.png"
         write_bytes(folder / files[name], png)
     settings = {"study": cfg.section("study"), "bench": cfg.section("bench"), "quick": quick}
     told = {
@@ -48,8 +60,8 @@ def write(study: Study, folder: Path, stem: str, cfg: Config, quick: bool = Fals
         "left_out": list(study.left_out),
         "pictures": files,
     }
-    write_json(folder / f"{stem}.json", told | {"settings": settings})
-    write_bytes(folder / f"{stem}.md", markdown(study, files, quick).encode())
+    write_json(folder / f"{start}.json", told | {"settings": settings})
+    write_bytes(folder / f"{start}.md", markdown(study, files, quick).encode())
 
 
 def markdown(study: Study, files: dict[str, str], quick: bool = False) -> str:
@@ -58,7 +70,10 @@ def markdown(study: Study, files: dict[str, str], quick: bool = False) -> str:
     if quick:
         lines += ["**A quick run: a tenth of the compute and two seeds. It proves nothing.**", ""]
     lines += ["## What the data says", "", RULE, ""]
-    lines += [f"- **{SAID[c.verdict]}**: {c.sentence()}" for c in study.claims]
+    for text, source in dict.fromkeys((c.text, c.source) for c in study.claims):
+        lines.append(f"- {text} ({source}).")
+        same = [c for c in study.claims if (c.text, c.source) == (text, source)]
+        lines += [f"  - {c.set_}: **{SAID[c.verdict]}**. {c.found()}" for c in same]
     for name, file in files.items():
         lines += ["", f"![{name}]({file})"]
     lines += ["", "## How", ""] + [f"- {text}" for text in study.design]

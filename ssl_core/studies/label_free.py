@@ -27,7 +27,7 @@ RULES = 1  # raise it when a row would be measured differently
 TARGET = "knn"
 IMAGES, DRAWN = 256, 8  # seen through augmentation; views of each
 MARKS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # shares of a training
-DRAWS = 1000  # of the bootstrap over encoders
+DRAWS = 200  # of the bootstrap over encoders
 SOURCES = {
     "rankme": "arXiv 2210.02885",
     "lidar": "arXiv 2312.04000",
