@@ -17,7 +17,7 @@ from ssl_core import embed, plugins, shards
 from ssl_core.artifacts import read_json
 from ssl_core.commands import forget, trace
 from ssl_core.config import Config, Curate, Paths, Synthesise, load
-from ssl_core.curation.near import phash_bits
+from ssl_core.curation._vectors import phash_bits
 from ssl_core.errors import HeadwaterError
 from ssl_core.progress import Reporter
 from ssl_core.stages import curate, ingest, seed_embed, shard, synthesise, validate
@@ -446,6 +446,7 @@ def test_embeddings_hold_real_images_only(project: Path, monkeypatch: pytest.Mon
     for name in ("encoder.json", "lineage.json"):
         (paths.pretrain / name).write_text(f"{meta}".replace("'", '"'))
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    encoder.embed_dim = 4  # type: ignore[assignment]
     monkeypatch.setattr(embed_stage.models, "load", lambda folder: encoder)
     monkeypatch.setattr(embed_stage, "made_here", lambda cfg: ["pixels"])
     embed_stage.run(cfg, paths)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from .. import images, models, plugins
 from ..config import Config, Paths
-from ..curation.near import phash_bits
+from ..curation._vectors import phash_bits
 from ..decoding import canvas
 from ..embed import frame as embeddings_of
 from ..embed import with_features
@@ -206,6 +206,7 @@ def rows_of(taken: list[Candidate], classes: list[str], paths: Paths, dtypes: An
             "split": "train",
             "keep": True,
             "reason": "",
+            "detail": "",
         }
         for c in taken
     ]

@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ..config import Curate, Synthesise
-from ..curation.near import normalise
+from ..curation._vectors import normalise
 from ..evaluate import linear
 from ..types import Array, Embeddings, Labels
 
