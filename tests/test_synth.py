@@ -446,6 +446,7 @@ def test_embeddings_hold_real_images_only(project: Path, monkeypatch: pytest.Mon
     for name in ("encoder.json", "lineage.json"):
         (paths.pretrain / name).write_text(f"{meta}".replace("'", '"'))
     encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4))
+    encoder.embed_dim = 4  # type: ignore[assignment]
     monkeypatch.setattr(embed_stage.models, "load", lambda folder: encoder)
     monkeypatch.setattr(embed_stage, "made_here", lambda cfg: ["pixels"])
     embed_stage.run(cfg, paths)

@@ -335,6 +335,8 @@ def _pages(paths: Paths, target: Target) -> Iterator[Step]:
     known = _read(paths.manifest / "manifest.parquet", ["sha256"])
     if not len(known) or not known["sha256"].isin(target.keys).any():
         return
-    for file in sorted(paths.reports.rglob("*.html")):
+    tables = [f for f in sorted(paths.reports.rglob("*.*")) if f.suffix in (".csv", ".parquet")]
+    named = [f for f in tables if len(_stay(_table(f), target)) < len(_table(f))]
+    for file in sorted([*paths.reports.rglob("*.html"), *named]):
         where = file.relative_to(paths.root).as_posix()
         yield Step(f"{where}: deleted, it is made again", file.unlink)

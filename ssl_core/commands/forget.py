@@ -137,6 +137,8 @@ def left(paths: Paths, sha: str, refs: set[str]) -> list[str]:
     for file in sorted(paths.registry.glob("models/*/reference.parquet")):
         if table(file, [("sha256", "==", sha)], ["sha256"]):
             found.append(f"model {file.parent.name}: its features, in the reference. {DELETE}")
+    if paths.corrections.exists() and sha in paths.corrections.read_text(encoding="utf-8"):
+        found.append("data/corrections.csv: a line with its path and label, which git keeps too")
     return found + _learned(paths, sha) + _stored(paths)
 
 

@@ -206,6 +206,7 @@ def rows_of(taken: list[Candidate], classes: list[str], paths: Paths, dtypes: An
             "split": "train",
             "keep": True,
             "reason": "",
+            "detail": "",
         }
         for c in taken
     ]
