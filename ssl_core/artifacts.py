@@ -103,6 +103,20 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such thing.
+
+    Safe because files are replaced whole and never written in place.
+    """
+    try:
+        if os.access(source, os.W_OK):  # what is read-only could not be synced under its new name
+            os.link(source, target)
+            return
+    except OSError:
+        pass
+    shutil.copyfile(source, target)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` atomically."""
     with atomic_file(path) as temp:
