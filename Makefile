@@ -36,4 +36,4 @@ lock: ## resolve again (needs uv)
 	  --no-emit-index-url --no-header --upgrade -q pyproject.toml -o requirements.lock
 
 clean: ## delete products of the demo, keep the environment
-	rm -rf data/raw data/deploy data/truth data/products data/registry runs reports .dagster_home
+	rm -rf data/raw data/deploy data/truth data/products data/registry data/history runs reports .dagster_home
