@@ -276,7 +276,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         guesses, inferred = infer(m, metadata, cfg)
         metadata = filled(metadata, guesses, m, cfg)
         found, findings = conspicuous(m, judged, metadata, cfg, paths, report)
-        summary = {
+        summary: dict[str, Any] = {
             "encoder": m.encoder,
             "images": len(m.embeddings),
             "judged": 0 if judged is None else len(judged.embeddings),
