@@ -24,6 +24,7 @@ from ..types import Labels
 from . import pretrain
 from .seeds import Images, checked
 
+_COUNTED: dict[str, int] = {}  # floating-point operations of a step, by what they depend on
 HEAD = "projector.safetensors"  # beside the encoder of a method that has one
 
 
@@ -58,7 +59,11 @@ def step_flops(cfg: Config, folder: Path) -> int:
 
 def with_budget(cfg: Config, folder: Path) -> Config:
     """As long as ``bench.teraflops`` last."""
-    steps = max(1, round(cfg.bench.teraflops * 1e12 / step_flops(cfg, folder)))
+    about = read_json(folder / "index.json")
+    same = sha256_json([cfg.section("pretrain"), len(about["classes"]), about.get("channels")])
+    if same not in _COUNTED:  # it takes as long as several steps, and studies train many alike
+        _COUNTED[same] = step_flops(cfg, folder)
+    steps = max(1, round(cfg.bench.teraflops * 1e12 / _COUNTED[same]))
     images = len(ShardReader(folder, "train", cfg.bench.image_size))
     epochs = steps * cfg.pretrain.batch_size / images
     section = cfg.pretrain.model_copy(update={"epochs": epochs})

@@ -29,7 +29,7 @@ from ..progress import Reporter
 from ..stages import _trained
 from ..stages._bench_sets import prepared
 from ..stages.seeds import Images, images_of
-from ..types import Array, Embeddings, View
+from ..types import Array, Embeddings, Labels, View
 
 Row = dict[str, Any]
 Mask = NDArray[np.bool_]
@@ -190,15 +190,28 @@ def seen(encoder: models.Encoder, images: Images, mask: Mask) -> Embeddings:
     return embed.with_features(blank, np.concatenate(parts))
 
 
-def accuracies(train: Embeddings, test: Embeddings) -> dict[str, float]:
-    """kNN and linear probe; and as ``*_chance`` without what guessing gets right.
+def named(train: Embeddings, test: Embeddings) -> dict[str, Labels]:
+    """What nearest neighbours and a linear probe call the test rows, (M,) each."""
+    head = linear.fit(train)
+    return {
+        "knn": knn.predict(train, test.features),
+        "linear": linear.named(head, train, test.features),
+    }
+
+
+def shares(given: dict[str, Labels], test: Embeddings) -> dict[str, float]:
+    """Accuracy; and as ``*_chance`` without what guessing gets right.
 
     (a - 1/C) / (1 - 1/C) for C classes of the test rows: 0 for guessing, 1 for all right.
     """
-    named = {m.__name__.rpartition(".")[2]: m.predict(train, test.features) for m in (knn, linear)}
     chance = 1 / max(2, len(np.unique(test.labels)))
-    found = {k: float((v == test.labels).mean()) for k, v in named.items()}
+    found = {k: float((v == test.labels).mean()) for k, v in given.items()}
     return found | {f"{k}_chance": (v - chance) / (1 - chance) for k, v in found.items()}
+
+
+def accuracies(train: Embeddings, test: Embeddings) -> dict[str, float]:
+    """Of both probes."""
+    return shares(named(train, test), test)
 
 
 def pooled(encoder: models.Encoder, x: Tensor) -> Array:

@@ -17,9 +17,9 @@ import pandas as pd
 
 from ..config import Config, Paths
 from ..evaluate import _common as probes
-from ..evaluate import few_shot, linear
+from ..evaluate import few_shot
 from ..stages.seeds import Images
-from ..types import Array, Embeddings
+from ..types import Array, Embeddings, Labels
 from . import _charts, _common, _lab, _parts, _worse
 from ._common import Claim, Study
 
@@ -161,9 +161,10 @@ def _measure(lab: _lab.Lab, features: Array, whole: Images, target: str) -> dict
     """Probes on the labelled images of one source, or of all."""
     sides = whole.sets(features)
     train, test = (e if target == ALL else probes.take(e, e.sources == target) for e in sides)
-    found = _lab.accuracies(train, test) | _shots(train, test, lab.cfg.study.shots)
+    named = _lab.named(train, test)
+    found = _lab.shares(named, test) | _shots(train, test, lab.cfg.study.shots)
     if all("/" in name for name in whole.rows.classes):
-        found |= _levels(train, test)
+        found |= _levels(train, test, named["linear"])
     return found
 
 
@@ -175,14 +176,13 @@ def to_coarse(rows: Embeddings) -> Embeddings:
     return replace(rows, labels=code[rows.labels], classes=tuple(names))
 
 
-def _levels(train: Embeddings, test: Embeddings) -> dict[str, float]:
+def _levels(train: Embeddings, test: Embeddings, fine: Labels) -> dict[str, float]:
     """A probe of the upper level, and the lower level's answers mapped to it: neither is above."""
     upper, truth = to_coarse(train), to_coarse(test)
     if len(upper.classes) < 2:
         return {}
     found = {f"coarse_{k}": v for k, v in _lab.accuracies(upper, truth).items()}
-    fine = replace(test, labels=linear.predict(train, test.features))
-    mapped = to_coarse(fine).labels
+    mapped = to_coarse(replace(test, labels=fine)).labels
     return found | {"coarse_of_fine": float((mapped == truth.labels).mean())}
 
 

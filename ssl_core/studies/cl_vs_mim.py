@@ -19,7 +19,7 @@ from ..analyse._subject import Subject
 from ..config import Config, Paths
 from ..config import Study as Settings
 from ..errors import HeadwaterError
-from ..evaluate import linear
+from ..evaluate import knn, linear
 from ..stages import _trained
 from ..stages.seeds import Images
 from . import _charts, _common, _lab
@@ -127,12 +127,15 @@ def _mask(subject: Subject, rows: Any) -> Any:
 def _worth(subject: Subject, whole: Images, tuning: int, seed: int) -> dict[str, float]:
     """kNN, linear probe, and fine-tuning from it."""
     train, test = whole.sets(subject.rows.features)
-    found = {k: v for k, v in _lab.accuracies(train, test).items() if k in MEASURES}
+    head = linear.fit(train)
+    named = {
+        "knn": knn.predict(train, test.features),
+        "linear": linear.named(head, train, test.features),
+    }
     if tuning:
-        own, head = copy.deepcopy(subject.encoder), linear.fit(train)
-        named = _trained.fine_tuned(tuning, seed, whole, own, head)
-        found["fine_tune"] = float((named == test.labels).mean())
-    return found
+        own = copy.deepcopy(subject.encoder)
+        named["fine_tune"] = _trained.fine_tuned(tuning, seed, whole, own, head)
+    return {k: float((v == test.labels).mean()) for k, v in named.items()}
 
 
 # ---- what it says ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..analyse import invariance
 from ..config import Config, Paths
-from ..evaluate import alpha_req, rankme, tolerance, uniformity
+from ..evaluate import alpha_req, knn, rankme, tolerance, uniformity
 from ..stages.seeds import Images
 from . import _charts, _common, _history, _lab, _parts, _worse, alignment
 from ._common import Claim, Study
@@ -104,13 +104,18 @@ def _encoder(
 
 def measures(method: Any, whole: Images) -> dict[str, float]:
     """Of the test images' pooled features; two need views."""
-    train, test = whole.sets(_lab.features(method.encoder, whole))
+    train, test = (
+        _lab.seen(method.encoder, whole, (whole.rows.labels >= 0) & (whole.split == s))
+        for s in ("train", "test")
+    )
+    right = knn.predict(train, test.features) == test.labels
     rows = whole.known("test")
     pixels = whole.reader.take(rows[np.random.default_rng(0).permutation(len(rows))[:IMAGES]])
     view = replace(invariance.families(pixels.shape[-1])[invariance.ALL], count=DRAWN)
     views = np.stack(_lab.views_of(method.encoder, pixels, [view], seed=0), 1).astype(np.float64)
     same, _ = tolerance.cosines(test.features, test.labels)
-    return _lab.accuracies(train, test) | {
+    return {
+        TARGET: float(right.mean()),
         "rankme": rankme.rankme(test.features),
         "lidar": invariance.lidar(views),
         "alpha_req": -abs(alpha_req.alpha(test.features) - 1),
