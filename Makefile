@@ -7,7 +7,7 @@ export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export GX_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: setup demo test lint ui lock clean
+.PHONY: setup demo test lint audit ui up down lock clean
 
 setup: $(VENV)/.ready ## build .venv from the hashed lock
 
@@ -30,6 +30,12 @@ lint: setup
 ui: setup ## the Dagster UI on http://127.0.0.1:3000
 	python -m pipelines.home
 	dagster dev
+
+up: setup ## webserver, daemon, Postgres: with Docker, or without where there is none
+	@bash tools/up.sh up
+
+down: ## stop them; nothing is lost
+	@bash tools/up.sh down
 
 lock: ## resolve again (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra dev --extra s3 --generate-hashes \

@@ -15,7 +15,6 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,6 @@ USER, DATABASE = "headwater", "dagster"
 HOST = "127.0.0.1"
 USERS = ("postgres", "nobody")  # who runs it in root's place: Postgres refuses root
 VERSION = "PG_VERSION"
-PATIENCE = 60.0  # seconds until it answers; it may have a crash to recover from
 
 
 def stand_in() -> str | None:
@@ -128,34 +126,18 @@ def command(data: Path, port: int) -> list[str]:
     return [str(programs(data) / "postgres"), "-D", str(data), *words]
 
 
-def connect(port: int, secret: str, database: str = DATABASE) -> object:
-    """A connection of psycopg2."""
+def ready(port: int, secret: str) -> bool:
+    """Whether it answers; Dagster's database is made if it is not there."""
     import psycopg2
 
-    return psycopg2.connect(
-        host=HOST, port=port, user=USER, password=secret, dbname=database, connect_timeout=5
-    )
-
-
-def wait(port: int, secret: str) -> None:
-    """Until it answers; then Dagster's database is made, if it is not there.
-
-    Raises:
-        HeadwaterError: it does not answer.
-    """
-    import psycopg2
-
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            connection = connect(port, secret, "postgres")
-            break
-        except psycopg2.OperationalError as error:
-            if time.monotonic() > end:
-                raise HeadwaterError("Postgres", f"does not answer ({error})", "see logs") from None
-            time.sleep(0.1)
+    about = {"host": HOST, "port": port, "user": USER, "password": secret, "connect_timeout": 5}
+    try:
+        connection = psycopg2.connect(dbname="postgres", **about)
+    except psycopg2.OperationalError:
+        return False
     connection.autocommit = True
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,))
         if cursor.fetchone() is None:
             cursor.execute(f"CREATE DATABASE {DATABASE}")
+    return True

@@ -24,6 +24,7 @@ class Service:
 
     name: str
     command: list[str]
+    ready: Callable[[], bool] = lambda: True  # what it needs is there
     user: str | None = None
     stop: signal.Signals = signal.SIGTERM
     process: subprocess.Popen[bytes] | None = None
@@ -49,6 +50,17 @@ class Service:
                 preexec_fn=_dies_with_parent(self.stop),
             )
         self.born = time.monotonic()
+
+    def tend(self, output: Path, root: Path) -> bool:
+        """Note that it ended, start it when that is due and possible; whether it was started."""
+        if self.process and (code := self.ended()) is not None:
+            self.fell()
+            wait = self.due - time.monotonic()
+            print(f"{self.name} ended with {code}; again in {wait:.0f} s", flush=True)
+        if self.process or time.monotonic() < self.due or not self.ready():
+            return False
+        self.start(output, root)
+        return True
 
     def ended(self) -> int | None:
         """Its exit code; None while it runs."""

@@ -33,6 +33,7 @@ from ssl_core.artifacts import read_json, write_bytes, write_json
 from ssl_core.errors import HeadwaterError
 
 from . import postgres
+from .launcher import CODE_PORT, answers
 from .services import GRACE, Service, tell
 
 DEPLOY = Path(__file__).parent / "deploy"
@@ -82,7 +83,7 @@ def settle(home: Path) -> dict[str, str]:
     found = {
         "DAGSTER_HOME": str(home),
         "DO_NOT_TRACK": "1",
-        "HEADWATER_CODE_PORT": str(code),
+        CODE_PORT: str(code),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     if "DAGSTER_PG_HOST" not in os.environ:
@@ -96,37 +97,49 @@ def settle(home: Path) -> dict[str, str]:
     return found
 
 
-def database(home: Path, env: dict[str, str]) -> Service | None:
+def services(home: Path, env: dict[str, str]) -> list[Service]:
+    """In the order in which they need each other; our own Postgres unless there is another.
+
+    A daemon that finds no code server gives up what it was about to start again.
+    """
+    host, port = address()
+    python, space = [sys.executable, "-m"], ["-w", str(home / "workspace.yaml")]
+    module = os.environ.get("HEADWATER_DEFINITIONS", MODULE)
+    server = ["dagster", "code-server", "start", "-h", "127.0.0.1", "-m", module]
+    where = ["-p", env[CODE_PORT], "--location-name", "headwater"]
+    web = ["dagster_webserver", "-h", host, "-p", str(port), *space]
+
+    def storage() -> bool:
+        own = "DAGSTER_PG_PASSWORD" in env
+        return not own or postgres.ready(int(env["DAGSTER_PG_PORT"]), env["DAGSTER_PG_PASSWORD"])
+
+    def code() -> bool:
+        return storage() and answers("127.0.0.1", int(env[CODE_PORT]))
+
+    return [
+        *database(home, env),
+        Service("code", [*python, *server, *where], storage, env=env, everyone=True),
+        Service("daemon", [*python, "dagster._daemon", "run", *space], code, env=env),
+        Service("web", [*python, *web], storage, env=env),
+    ]
+
+
+def database(home: Path, env: dict[str, str]) -> list[Service]:
     """Our own Postgres, unless the environment names another."""
-    if "DAGSTER_PG_HOST" not in env:
-        return None
+    if "DAGSTER_PG_PASSWORD" not in env:
+        return []
     data = Path(os.environ.get("HEADWATER_PG_DATA", home / "postgres"))
     if not (data / postgres.VERSION).exists():
         postgres.create(data, env["DAGSTER_PG_PASSWORD"])
     command = postgres.command(data, int(env["DAGSTER_PG_PORT"]))
     # SIGINT: a fast shutdown; at SIGTERM it would wait for its clients.
-    return Service("postgres", command, postgres.stand_in(), signal.SIGINT)
+    return [Service("postgres", command, user=postgres.stand_in(), stop=signal.SIGINT)]
 
 
-def others(home: Path, env: dict[str, str]) -> list[Service]:
-    """Code server, daemon and webserver."""
-    host, port = address()
-    python, space = [sys.executable, "-m"], ["-w", str(home / "workspace.yaml")]
-    module = os.environ.get("HEADWATER_DEFINITIONS", MODULE)
-    server = ["dagster", "code-server", "start", "-h", "127.0.0.1", "-m", module]
-    where = ["-p", env["HEADWATER_CODE_PORT"], "--location-name", "headwater"]
-    web = ["dagster_webserver", "-h", host, "-p", str(port), *space]
-    return [
-        Service("code", [*python, *server, *where], env=env, everyone=True),
-        Service("daemon", [*python, "dagster._daemon", "run", *space], env=env),
-        Service("web", [*python, *web], env=env),
-    ]
-
-
-def note(home: Path, services: list[Service]) -> None:
+def note(home: Path, all_: list[Service]) -> None:
     """Who runs, for ``status``, and for a successor who has to end them."""
     rows = {"supervisor": _row(os.getpid())}
-    rows |= {s.name: _row(s.process.pid) for s in services if s.process}
+    rows |= {s.name: _row(s.process.pid) for s in all_ if s.process}
     write_json(home / STATE, rows)
 
 
@@ -177,37 +190,17 @@ def run() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.append(True))
     with alone(home):
-        env = settle(home)
-        base = database(home, env)
-        services = others(home, env)
+        all_ = services(home, settle(home))
         try:
-            if base:
-                base.start(home / LOGS, ROOT)
-                services = [base, *services]
-                note(home, services)
-                postgres.wait(int(env["DAGSTER_PG_PORT"]), env["DAGSTER_PG_PASSWORD"])
-            for service in services[bool(base) :]:
-                service.start(home / LOGS, ROOT)
-            note(home, services)
             while not stopping:
-                _tend(home, services)
+                started = [service.tend(home / LOGS, ROOT) for service in all_]
+                if any(started):
+                    note(home, all_)
                 time.sleep(0.2)
         finally:
-            for service in reversed(services):  # the daemon first, Postgres last
+            for service in reversed(all_):  # the daemon before the code server, Postgres last
                 service.finish()
             (home / STATE).unlink(missing_ok=True)
-
-
-def _tend(home: Path, services: list[Service]) -> None:
-    """Start again what ended, after a pause."""
-    for service in services:
-        if service.process and (code := service.ended()) is not None:
-            service.fell()
-            wait = service.due - time.monotonic()
-            print(f"{service.name} ended with {code}; again in {wait:.0f} s", flush=True)
-        if service.process is None and time.monotonic() >= service.due:
-            service.start(home / LOGS, ROOT)
-            note(home, services)
 
 
 # ---- commands ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT: finish the step, save, leave.
 
 A scheduler that takes the machine away sends SIGTERM and expects exit code 0: nothing failed.
+(A Job of Kubernetes takes 0 for done: HEADWATER_PREEMPTED_EXIT names another code.)
 Whoever presses Ctrl-C must not see the next command of a chain start: that ends with 130. In
 both cases no product is written, so that DVC, which removes a stage's outputs before it runs
 the stage, reports the output as missing and does not take the stage for done.
@@ -9,6 +10,7 @@ the stage, reports the output as missing and does not take the stage for done.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,13 +18,16 @@ from types import FrameType
 
 from . import dist
 
+EXIT = "HEADWATER_PREEMPTED_EXIT"  # the variable that names the exit code after SIGTERM
+
 
 class Preempted(SystemExit):
     """Training was asked to stop and did, its state saved: the process ends with this code."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
-        super().__init__(0 if self.signal is signal.SIGTERM else 128 + number)
+        asked = int(os.environ.get(EXIT, "0"))
+        super().__init__(asked if self.signal is signal.SIGTERM else 128 + number)
 
 
 class Stop:

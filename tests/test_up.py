@@ -26,7 +26,7 @@ from s3server import free_ports
 
 from pipelines import home, up
 
-PATIENCE = 60.0  # seconds for anything to happen
+PATIENCE = 300.0  # seconds for anything to happen
 
 
 @dataclass
@@ -59,10 +59,10 @@ class Site:
         until(lambda: self.pid(name) not in (None, pid))
 
 
-def until(true: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    end = time.monotonic() + seconds
+def until(true: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
     while not (found := true()):
-        assert time.monotonic() < end, "did not happen in time"
+        assert time.monotonic() < end, {r["runId"]: (r["status"], r["tags"]) for r in runs()}
         time.sleep(0.1)
     return found
 
@@ -221,10 +221,9 @@ def test_what_was_done_survives_postgres_and_a_stop(site: Site) -> None:
 
 def test_in_all_that_none_was_missed_or_doubled(site: Site) -> None:
     """Every minute since the schedule was turned on, and every file, has one run."""
-    ticks = "dagster/scheduled_execution_time"
 
     def made() -> Counter[str]:
-        return Counter(r["tags"][ticks] for r in runs(dagster__schedule_name="minutely"))
+        return Counter(r["tags"]["key"] for r in runs(dagster__schedule_name="minutely"))
 
     def minutes() -> set[str]:
         first = datetime.fromtimestamp(site.began // 60 * 60 + 60, UTC)

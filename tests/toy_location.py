@@ -13,8 +13,7 @@ HERE = Path(os.environ["TOY"])
 def tell(context: dg.OpExecutionContext, name: str) -> None:
     """One line, in one write: O_APPEND keeps lines of several processes whole."""
     tags = context.run.tags
-    key = tags.get("key") or tags.get("dagster/scheduled_execution_time")
-    about = {"job": context.job_name, "key": key, "retry": tags.get("dagster/retry_number")}
+    about = {"job": context.job_name, "key": tags["key"], "retry": tags.get("dagster/retry_number")}
     line = json.dumps({"name": name, "time": time.time(), "pid": os.getpid(), **about})
     with (HERE / "log.jsonl").open("a") as out:
         out.write(line + "\n")
@@ -67,7 +66,11 @@ def files(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     return dg.SensorResult([dg.RunRequest(run_key=n, tags={"key": n}) for n in names])
 
 
-minutely = dg.ScheduleDefinition(name="minutely", job=quick, cron_schedule="* * * * *")
+@dg.schedule(job=quick, cron_schedule="* * * * *")
+def minutely(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    return dg.RunRequest(tags={"key": context.scheduled_execution_time.isoformat()})
+
+
 jobs = [quick, long, wrong]
 if (HERE / "more").exists():
 

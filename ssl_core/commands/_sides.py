@@ -120,16 +120,16 @@ def _revision(name: str, commit: str, root: Path) -> Side:
     import yaml
 
     found = Side(name, f"commit {commit[:10]}")
-    lock = yaml.safe_load(_git(root, "show", f"{commit}:./dvc.lock") or "") or {}
+    lock = yaml.safe_load(git(root, "show", f"{commit}:./dvc.lock") or "") or {}
     by_path = {f"data/products/{p}": p for p in PRODUCTS.values()}
     for stage in lock.get("stages", {}).values():
         for out in stage.get("outs", ()):
             if out["path"] in by_path:
-                found.blobs |= _cached(root, by_path[out["path"]], out["md5"])
-    return _with_params(_filled(found), _git(root, "show", f"{commit}:./params.yaml") or "")
+                found.blobs |= blobs_of(root, by_path[out["path"]], out["md5"])
+    return _with_params(_filled(found), git(root, "show", f"{commit}:./params.yaml") or "")
 
 
-def _cached(root: Path, product: str, md5: str) -> dict[tuple[str, str], Path]:
+def blobs_of(root: Path, product: str, md5: str) -> dict[tuple[str, str], Path]:
     """Files of a folder that DVC keeps; empty where the cache does not have it."""
     cache = root / ".dvc/cache/files/md5"
     index = cache / md5[:2] / md5[2:]
@@ -142,10 +142,10 @@ def _cached(root: Path, product: str, md5: str) -> dict[tuple[str, str], Path]:
 def _commit(name: str, root: Path) -> str:
     if name.startswith("-"):  # git would take it for an option
         return ""
-    return _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
+    return git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
 
 
-def _git(root: Path, *words: str) -> str:
+def git(root: Path, *words: str) -> str:
     git = shutil.which("git")
     if git is None:
         return ""

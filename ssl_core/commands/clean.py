@@ -27,7 +27,7 @@ DAY = 86400.0
 class Item:
     """One file or folder that may go."""
 
-    path: Path
+    path: Path | str  # a string: an address in a bucket
     kind: str
     why: str
     bytes: int
@@ -41,15 +41,23 @@ def command(
         float | None, typer.Option(min=0, help="also models retired for so many days")
     ] = None,
     keep_models: Annotated[int, typer.Option(min=2, help="champions a rollback can reach")] = 3,
+    shards: Annotated[
+        float | None,
+        typer.Option(min=0, help="also shards in shard.place, unused and so many days old"),
+    ] = None,
     params: Params = DEFAULT,
     as_json: Json = False,
 ) -> None:
     """List what may go, with sizes: temporary files, old runs, caches and reports.
 
     Never listed: images, products, logs, the champion, and the champions before it that
-    `headwater rollback` may need. Examples:
+    `headwater rollback` may need. Shards in a bucket are listed if no product here, model in the
+    registry or git revision refers to them; other clones of the project do not count, so give
+    them days enough. Examples:
 
         headwater clean
+
+        headwater clean --shards 90
 
         headwater clean --days 30 --models 90 --yes
     """
@@ -63,11 +71,12 @@ def command(
         raise HeadwaterError(names, "is at work in this project", "wait for it, then clean")
     items = [*find(cfg, paths, days)]
     items += [] if models is None else retired(paths, models, keep_models)
+    items += [] if shards is None else unused(cfg, paths, shards)
     if yes:
         for item in items:
             delete(item.path)
     if as_json:
-        rows = [{**vars(i), "path": i.path.as_posix()} for i in items]
+        rows = [{**vars(i), "path": str(i.path)} for i in items]
         emit({"deleted": yes, "items": rows, "bytes": sum(i.bytes for i in items)})
     else:
         typer.echo(text(items, yes))
@@ -143,6 +152,27 @@ def retired(paths: Paths, days: float, keep: int) -> list[Item]:
     return found
 
 
+def unused(cfg: Config, paths: Paths, days: float) -> list[Item]:
+    """Shards below ``shard.place`` that nothing refers to.
+
+    Raises:
+        HeadwaterError: there is no shard.place, it does not answer, or what refers to shards
+            cannot be told.
+    """
+    from .. import upload
+    from ._buckets import referred
+
+    if not cfg.shard.place:
+        raise HeadwaterError("shard.place", "is not set", "there are no shards in a bucket")
+    safe = {digest[: upload.DIGITS] for digest in referred(paths)}
+    why = "no product, model or git revision here refers to it"
+    return [
+        Item(lot.url, "shards", why, lot.bytes, lot.age)
+        for lot in upload.lots(cfg.shard.place)
+        if lot.name not in safe and lot.age > days * DAY
+    ]
+
+
 def _last_told(paths: Paths) -> dict[str, float]:
     """When the registry's log last named each model."""
     from datetime import datetime
@@ -163,9 +193,13 @@ def _age(path: Path) -> float:
 # ---- doing it ----------------------------------------------------------------------------------
 
 
-def delete(path: Path) -> None:
+def delete(path: Path | str) -> None:
     """A file, or a folder that is first renamed: half deleted it is never taken for whole."""
-    if path.is_dir() and not path.is_symlink():
+    if isinstance(path, str):
+        from .. import upload
+
+        upload.remove(path)
+    elif path.is_dir() and not path.is_symlink():
         gone = path.with_name(f".{path.name.lstrip('.')}.deleted0")  # a temporary name, as _state's
         path.rename(gone)
         shutil.rmtree(gone)

@@ -82,6 +82,7 @@ def card(paths: Paths, whole: Slice) -> dict[str, Any]:
         "classes": len(read_json(paths.evaluation / _head.META)["classes"]),
         "method": meta.get("method"),
         "image_size": meta["image_size"],
+        "index": sha256_file(paths.shards / "index.json"),  # where shards lie in a bucket, too
         "accuracy": {"value": whole["candidate"], "n": whole["n"]},
         "lineage": {
             p.name: sha256_file(p / "lineage.json")
