@@ -25,7 +25,12 @@ GUIDES = ROOT / "docs/guides"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 PLUGIN = re.compile(r"# file: ssl_core/(\w+)/(\w+\.py)\n")
-ON_PROJECT = ("curation.md", "data_quality.md", "operating.md", "report.md")  # on what the tutorial made
+ON_PROJECT = (
+    "curation.md",
+    "data_quality.md",
+    "operating.md",
+    "report.md",
+)  # on what the tutorial made
 ALONE = ("choosing.md", "extending.md", "peers.md", "security.md")
 KINDS = {"bash", "python", "yaml", "text"}
 
