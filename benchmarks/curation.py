@@ -1,7 +1,8 @@
 """Curation of 10 k, 100 k and 1 M synthetic embeddings: seconds and peak memory of each step.
 
 ``python -m benchmarks.curation [--sizes 10000 100000 1000000] [--steps near ...]``. Each case is
-a process of its own. Embeddings are 64-dimensional, around 2,000 concepts of Zipf's shares; one
+a process of its own with one thread, and growth is that of its CPU time: other work on the machine
+does not count. Embeddings are 64-dimensional, around 2,000 concepts of Zipf's shares; one
 in twenty images copies another (cosine about 0.98, some bits of its pHash), and one in fifty of
 these pHash by chance. ``all`` is the stage's own loop over all steps, with splits.
 """
@@ -30,17 +31,22 @@ from ssl_core.curation import _pixels, _vectors
 from ssl_core.stages import curate
 
 SIZES = (10_000, 100_000, 1_000_000)
-STEPS = ("near", "leak", "semantic", "hierarchical")
-CASES = (*STEPS, "all")
+STEPS = ("exact", "near", "leak", "semantic", "hierarchical")
+CASES = ("near", "semantic", "hierarchical", "all")
 DIMENSIONS, CONCEPTS, COPIES = 64, 2000, 0.05
 LIMIT = 11.0  # times the seconds for ten times the images
 
 
-class Quiet:
-    """A reporter that says nothing."""
+class Watch:
+    """A reporter that notes the CPU time between steps."""
+
+    def __init__(self) -> None:
+        self.last, self.seconds = time.process_time(), dict[str, float]()
 
     def log(self, text: str, **facts: Any) -> None:
-        """Nothing."""
+        """After each step."""
+        now = time.process_time()
+        self.seconds[text.partition(":")[0]], self.last = round(now - self.last, 2), now
 
 
 def embeddings(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -105,9 +111,9 @@ def case(name: str, count: int) -> dict[str, Any]:
     _vectors.assign(warm, _vectors.kmeans(warm, 4, 0))
     _pixels.agreement(noise(np.arange(2)), noise(np.arange(2)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start, cpu = time.perf_counter(), time.process_time()
+    start, cpu, watch = time.perf_counter(), time.process_time(), Watch()
     if name == "all":
-        out = curate.curate(frame, features, cfg, Quiet(), noise)  # type: ignore[arg-type]
+        out = curate.curate(frame, features, cfg, watch, noise)  # type: ignore[arg-type]
     else:
         if name != "near":
             frame["split"] = np.where(np.arange(count) % 4 == 0, "test", "train")
@@ -125,6 +131,7 @@ def case(name: str, count: int) -> dict[str, Any]:
         "threads": faiss.omp_get_max_threads(),
         "kept": int(out["keep"].sum()),
     }
+    found |= {"steps": watch.seconds} if watch.seconds else {}
     return found | quality(name, out, concept, original)
 
 
@@ -155,7 +162,8 @@ def quality(
 def child(name: str, count: int) -> dict[str, Any]:
     """The same in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.curation", "--case", name, "--sizes", str(count)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -204,13 +212,13 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
     for name in dict.fromkeys(r["case"] for r in rows):
         mine = [r for r in rows if r["case"] == name]
-        for axis, key in zip(axes, ("seconds", "peak_mib"), strict=True):
+        for axis, key in zip(axes, ("cpu_seconds", "peak_mib"), strict=True):
             axis.plot([r["images"] for r in mine], [r[key] for r in mine], "o-", label=name)
     sizes = sorted({r["images"] for r in rows})
-    base = next(r["seconds"] for r in rows if r["case"] == "all" and r["images"] == sizes[0])
+    base = next(r["cpu_seconds"] for r in rows if r["case"] == "all" and r["images"] == sizes[0])
     line = [base * LIMIT ** np.log10(n / sizes[0]) for n in sizes]
     axes[0].plot(sizes, line, "k--", linewidth=0.8, label=f"×{LIMIT:.0f} per ×10")
-    for axis, text in zip(axes, ("seconds", "peak MiB"), strict=True):
+    for axis, text in zip(axes, ("CPU seconds", "peak MiB"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="images", ylabel=text)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
@@ -227,16 +235,17 @@ def main() -> None:
     if args.case:
         print(json.dumps(case(args.case, args.sizes[0])))
         return
-    rows = []
-    for name in args.steps:
-        for count in args.sizes:
+    rows: list[dict[str, Any]] = []
+    for count in args.sizes:
+        for name in args.steps:
             rows.append(child(name, count))
             print(rows[-1], flush=True)
+    rows.sort(key=lambda row: args.steps.index(row["case"]))
     grown = growth(rows)
     print(markdown(rows, grown))
     if tuple(args.steps) == CASES and tuple(args.sizes) == SIZES:
         about = {"dimensions": DIMENSIONS, "concepts": CONCEPTS, "copies": COPIES}
-        about |= {"load": os.getloadavg()[0]}
+        about |= {"load": os.getloadavg()[0], "steps": STEPS}
         found = {"name": "curation", "machine": machine(), "about": about}
         write_json(RESULTS / "curation.json", found | {"rows": rows, "growth": grown})
         picture(rows, RESULTS / "curation.png")

@@ -214,12 +214,13 @@ def test_copies_share_a_cell_and_no_cell_is_large(monkeypatch: pytest.MonkeyPatc
 
 def test_identical_rows_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
+    blocks = _copies._blocks
 
-    def cells(unit: np.ndarray, seed: int) -> Any:
-        sizes.append(len(unit))
-        yield np.arange(len(unit))
+    def counted(cell: np.ndarray, side: Any) -> Any:
+        sizes.append(len(cell))
+        return blocks(cell, side)
 
-    monkeypatch.setattr(_copies, "cells", cells)
+    monkeypatch.setattr(_copies, "_blocks", counted)
     frame = frame_of([{"phash": "00ff00ff00ff00ff"} for _ in range(900)])
     out = near.apply(frame, np.ones((900, 4), dtype=np.float32), Curate(), 0)
     assert sizes == [1]

@@ -60,12 +60,11 @@ def find(rows: Rows, limits: Limits, look: Look | None, seed: int) -> Pairs:
     """
     same = _identical(rows)
     # One of identical rows stands for all, unless it matters on which side each is.
-    alone = np.ones(len(rows.bits), dtype=bool)
+    stands = np.ones(len(rows.bits), dtype=bool)
     if rows.side is None:
-        alone[same[:, 1]] = False
-    chosen = np.flatnonzero(alone)
+        stands[same[:, 1]] = False
     sure, doubtful = [same if rows.side is None else NONE], [NONE]
-    for clear, unclear in _candidates(rows, chosen, limits, look is not None, seed):
+    for clear, unclear in _candidates(rows, stands, limits, look is not None, seed):
         sure.append(forest(clear))
         doubtful.append(unclear)
     if look is not None:
@@ -100,20 +99,19 @@ def _identical(rows: Rows) -> Pairs:
 
 
 def _candidates(
-    rows: Rows, chosen: Ints, limits: Limits, look: bool, seed: int
+    rows: Rows, stands: NDArray[np.bool_], limits: Limits, look: bool, seed: int
 ) -> Iterator[tuple[Pairs, Pairs]]:
     """Sure and doubtful pairs, block by block."""
     least = np.float32(min(limits.cosine, limits.floor) if look else limits.cosine)
-    unit = rows.unit if len(chosen) == len(rows.unit) else rows.unit[chosen]
-    for cell in cells(unit, seed):
-        for first, second in _blocks(cell, None if rows.side is None else rows.side[chosen]):
-            cosines = unit[first] @ unit[second].T  # (B, n)
+    for cell in cells(rows.unit, seed):
+        for first, second in _blocks(cell[stands[cell]], rows.side):
+            cosines = rows.unit[first] @ rows.unit[second].T  # (B, n)
             if rows.side is None:  # second begins with first: each pair once
                 cosines[:, : len(first)][np.tri(len(first), dtype=bool)] = -2
             flat = np.flatnonzero(cosines.ravel() >= least)
             i, j = np.divmod(flat, len(second))
-            pairs = chosen[first[i]], chosen[second[j]]
-            yield _sorted_out(*pairs, cosines.ravel()[flat], rows.bits, limits, look)
+            close = cosines.ravel()[flat]
+            yield _sorted_out(first[i], second[j], close, rows.bits, limits, look)
 
 
 def _blocks(cell: Ints, side: NDArray[np.bool_] | None) -> Iterator[tuple[Ints, Ints]]:

@@ -17,16 +17,18 @@ PER_CENTRE = 256  # rows that k-means learns from, per centroid: its cost then i
 MIRROR = np.uint64(0x5555555555555555)
 
 
-def normalise(features: Array) -> Array:
-    """Unit rows (N, D); a zero row stays zero and so resembles nothing.
+def normalise(features: Array, rows: Ints | None = None) -> Array:
+    """Unit rows (N, D), or of some rows (n, D); a zero row stays zero and so resembles nothing.
 
     By blocks: ``features`` may be a file mapped into memory, of which one float32 copy is made.
     """
-    unit = np.empty(features.shape, dtype=np.float32)
-    for start in range(0, len(features), BLOCK):
-        rows = np.asarray(features[start : start + BLOCK], dtype=np.float32)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        unit[start : start + BLOCK] = rows / np.maximum(norms, 1e-12)
+    count = len(features) if rows is None else len(rows)
+    unit = np.empty((count, features.shape[1]), dtype=np.float32)
+    for start in range(0, count, BLOCK):
+        block = slice(start, start + BLOCK)
+        part = np.asarray(features[block if rows is None else rows[block]], dtype=np.float32)
+        norms = np.linalg.norm(part, axis=1, keepdims=True)
+        unit[block] = part / np.maximum(norms, 1e-12)
     return unit
 
 
@@ -43,13 +45,19 @@ def kmeans(
     spherical: bool = True,
     iterations: int = ITERATIONS,
     per_centre: int = PER_CENTRE,
+    rows: Ints | None = None,
 ) -> Array:
-    """Centroids (C, D) of points (N, D), seeded; C = min(count, N), k-means++ start.
+    """Centroids (C, D) of points (N, D), or of some ``rows``; C = min(count, N), k-means++ start.
 
     Learns from at most ``per_centre`` points per centroid, drawn by the seed.
     """
     import faiss
 
+    total = len(points) if rows is None else len(rows)
+    if total > per_centre * count:
+        drawn = np.random.default_rng(seed).choice(total, per_centre * count, replace=False)
+        rows = np.sort(drawn) if rows is None else rows[np.sort(drawn)]
+    points = points if rows is None else points[rows]
     # faiss' own minimum of 39 points per centroid only warns; small sets are legitimate here.
     means = faiss.Kmeans(
         points.shape[1],

@@ -33,7 +33,14 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
     if not pool.any():
         return frame
     unit = normalise(features)
-    centres = kmeans(unit[pool], cfg.clusters, seed, iterations=ITERATIONS, per_centre=PER_CENTRE)
+    centres = kmeans(
+        unit,
+        cfg.clusters,
+        seed,
+        iterations=ITERATIONS,
+        per_centre=PER_CENTRE,
+        rows=np.flatnonzero(pool),
+    )
     frame["cluster"] = assign(unit, centres)
     sizes = np.bincount(frame.loc[pool, "cluster"], minlength=len(centres))
     target = round(cfg.keep * int(pool.sum()))

@@ -127,7 +127,7 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
     pool = (frame["keep"] & (frame["split"] == "train")).to_numpy(dtype=bool)
     if not pool.any():
         return frame
-    unit = normalise(features if pool.all() else features[pool])
+    unit = normalise(features, np.flatnonzero(pool))
     parents = fit(unit, cfg.hierarchy, seed)
     quota = allocate(parents, round(cfg.keep * len(unit)), np.random.default_rng(seed))
     frame.loc[pool, "cluster"] = parents[0]

@@ -70,7 +70,7 @@ def _across(
         cfg.near_look,
         cfg.near_pixels - LESS_AGREEMENT,
     )
-    unit = normalise(features if len(at) == len(features) else features[at])
+    unit = normalise(features, at)
     known = Rows(unit, phash_bits(rows["phash"]), label_codes(rows["label"]), test)
     see = None if look is None else lambda chosen: look(at[chosen])
     return named, np.concatenate([equal, find(known, limits, see, seed)])

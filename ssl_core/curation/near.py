@@ -28,7 +28,7 @@ def apply(
     at = np.flatnonzero(alive)
     if len(at):
         rows = Rows(
-            normalise(features if alive.all() else features[at]),
+            normalise(features, at),
             phash_bits(frame["phash"].iloc[at]),
             label_codes(frame["label"].iloc[at]),
         )

@@ -106,7 +106,7 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
         raise HeadwaterError(f"curate.retrieval.trusted = {list(how.trusted)}", rule, "name more")
     if not len(rows):
         return frame
-    queries, pool = normalise(features[seeds]), normalise(features[rows])
+    queries, pool = normalise(features, seeds), normalise(features, rows)
     if how.hits:
         shas = frame["sha256"].iloc[rows]
         taken, labels = by_clusters(queries, pool, shas, cfg.clusters, how, seed)

@@ -120,7 +120,7 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
     pool = (frame["keep"] & (frame["split"] == "train")).to_numpy(dtype=bool)
     if not pool.any():
         return frame
-    unit = normalise(features if pool.all() else features[pool])
+    unit = normalise(features, np.flatnonzero(pool))
     centres = kmeans(unit, max(1, round(math.sqrt(len(unit)))), seed)
     labels = assign(unit, centres)
     distance = 1 - np.einsum("nd,nd->n", unit, centres[labels])

@@ -29,7 +29,7 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
     if not pool.any():
         return frame
     unit = normalise(features)
-    frame["cluster"] = assign(unit, kmeans(unit[pool], cfg.clusters, seed))
+    frame["cluster"] = assign(unit, kmeans(unit, cfg.clusters, seed, rows=np.flatnonzero(pool)))
     if cfg.by_label:
         labels = pd.Categorical(frame["label"])  # codes by name, -1 for none
         own = frame["cluster"] + len(labels.categories)
