@@ -145,6 +145,14 @@ def test_views_left_alone_have_the_features_of_the_images(subject: Subject) -> N
         np.testing.assert_allclose(x[:, i], want, rtol=1e-4, atol=1e-4)
 
 
+def test_colour_is_not_changed_where_there_is_none() -> None:
+    images, _, labels = planted_subject.drawn(96, channels=5)
+    grey = planted_subject.of(planted_subject.encoder("vit", in_chans=5), images, labels)
+    names = {r["slice"] for r in invariance.run(grey, Analyse(images=16)).rows}
+    assert "augmentation:blur" in names
+    assert not names & {"augmentation:colour", "augmentation:grey"}
+
+
 def test_a_planted_invariance_is_found(subject: Subject) -> None:
     planted = replace(subject, encoder=Colour())
     found = {
