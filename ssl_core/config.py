@@ -37,6 +37,16 @@ class Data(Section):
     channels: int = Field(default=3, ge=1, le=16)
 
 
+class Scale(Section):
+    """Who does the work on single images in ingest and seed_embed. The results are equal."""
+
+    engine: Literal["local", "ray"] = "local"  # threads of this process, or Ray
+    # Of a running cluster: "auto" (the one of this machine), host:port or ray://host:port. Empty:
+    # one is started here and ends with the stage.
+    address: str = ""
+    workers: int = Field(default=0, ge=0)  # at a time; 0: as many as there are CPUs
+
+
 class Validate(Section):
     """Limits whose violation stops the chain, and (below) those that only warn."""
 
@@ -478,6 +488,7 @@ class Config(Section):
 
     seed: int = 0
     data: Data = Data()
+    scale: Scale = Scale()
     validate_: Validate = Field(default=Validate(), alias="validate")
     audit: Audit = Audit()
     seed_encoder: SeedEncoder = SeedEncoder()

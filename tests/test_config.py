@@ -15,6 +15,7 @@ from ssl_core.errors import HeadwaterError
 OPTIONS = """
 seed
 data.sources data.test_fraction data.max_pixels data.min_side data.channels
+scale.engine scale.address scale.workers
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
 validate.max_class_drift validate.class_drift validate.min_per_class
 audit.features audit.folds audit.review audit.too_well audit.lean audit.cluster

@@ -11,7 +11,7 @@ LAYERS = [
     {"alarm", "errors", "types", "bands"},
     {"config", "plugins", "artifacts", "lock", "dist", "parallel", "progress", "s3"},
     {"images", "models", "heads", "stems", "augment", "shards", "losses", "packed"}
-    | {"decoding", "forgotten", "rejects", "store", "telemetry"},
+    | {"decoding", "engine", "forgotten", "rejects", "store", "telemetry"},
     {"reader", "upload"},
     {"sources", "methods", "evaluate", "drift", "harm", "curation", "report", "validation"},
     {"alerts", "audit", "checkpoints", "density", "gate", "guard", "registry", "sam", "synth"},

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from .. import images, models, plugins
-from ..config import Config, Paths
+from .. import images, plugins
+from ..config import Config, Paths, SeedEncoder
 from ..curation._vectors import phash_bits
 from ..decoding import canvas
 from ..embed import frame as embeddings_of
@@ -150,18 +150,13 @@ def make(
     return found
 
 
-def embed(found: list[Candidate], cfg: Config) -> Array:
-    """Seed features (M, D) of the candidates."""
-    module, mean, std = models.seed_encoder(cfg.seed_encoder.encoder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    form = torch.channels_last
-    module = module.eval().to(device, memory_format=form)  # type: ignore[call-overload]
-    side, size, parts = cfg.seed_encoder.image_size, cfg.seed_encoder.batch_size, []
+def embed(found: list[Candidate], cfg: SeedEncoder) -> Array:
+    """Seed features (M, D) of the candidates, decoded like any other image."""
+    side, size, parts = cfg.image_size, cfg.batch_size, []
     for first in range(0, len(found), size):
         chunk = found[first : first + size]
-        # Decoded like any other image.
         squares = [canvas(images.decode(c.data, side), side) for c in chunk]
-        parts.append(seed_embed.features(module, mean, std, torch.from_numpy(np.stack(squares))))
+        parts.append(seed_embed.embed(cfg, torch.from_numpy(np.stack(squares))))
     return np.concatenate(parts)
 
 
@@ -258,7 +253,9 @@ def extend(
     unique = {c.facts.sha256: c for c in reversed(found)}
     found = [c for c in found if unique[c.facts.sha256] is c]
     need = {classes.index(name): n for name, n in wanted.items()}
-    table = table_of(found, embed(found, cfg), real_of(frame, features, classes), need, cfg)
+    table = table_of(
+        found, embed(found, cfg.seed_encoder), real_of(frame, features, classes), need, cfg
+    )
     shas = rows["sha256"].tolist()
     real = frame.loc[~synthetic(frame["source"]), "sha256"].to_numpy()
     table = table.assign(
