@@ -78,6 +78,7 @@ def frame_of(bits: np.ndarray) -> pd.DataFrame:
             "path": shas,
             "sha256": shas,
             "group": shas,
+            "source": "made",
             "phash": [f"{b:016x}" for b in bits.tolist()],
             "width": 64,
             "height": 64,
