@@ -83,7 +83,7 @@ def parse(words: list[str]) -> None:
     """As click does, without running anything; an unknown command or option raises."""
     command, rest = program(words[0]), words[1:]
     context = command.make_context(words[0], list(rest[:0]), resilient_parsing=True)
-    while isinstance(command, click.Group):
+    while hasattr(command, "get_command"):  # typer's groups are no click.Group
         name, rest = rest[0], rest[1:]
         found = command.get_command(context, name)
         assert found is not None, f"{words}: no command {name}"
@@ -105,7 +105,7 @@ def test_every_command_is_one_and_knows_its_options() -> None:
     assert set(seen) == {"dagster", "dagster-daemon", "dagster-webserver", "headwater"}
     assert len(seen) >= 12
     for wrong in (["dagster", "code-server", "begin"], ["headwater", "pretrain", "--nodes", "4"]):
-        with pytest.raises((click.UsageError, AssertionError)):
+        with pytest.raises(Exception, match=r"no command|[Nn]o such option"):
             parse(wrong)
 
 
