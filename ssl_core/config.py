@@ -69,7 +69,7 @@ class Audit(Section):
     review: int = Field(default=100, ge=0)  # images on the review sheet at most
     # A property is named where it tells a class apart this well (balanced accuracy) ...
     too_well: float = Field(default=0.8, gt=0.5, lt=1)
-    # ... and, unless it is metadata, moves the probe's answer at the same label by this share.
+    # ... and, where it is of the whole image, moves the probe's answer at the same label by this.
     lean: float = Field(default=0.1, ge=0, le=1)
     # Or where it and the clusters of the features tell each other this well (adjusted mutual
     # information).

@@ -120,13 +120,13 @@ def test_one_finding_under_two_names_is_one() -> None:
     assert found.loc[found["same_as"] != "", "text"].str.startswith("As ").all()
 
 
-def test_one_that_only_the_label_follows_is_named_if_it_is_metadata() -> None:
+def test_one_that_only_the_label_follows_is_named_if_it_is_no_content() -> None:
     g = ground()
-    for name, named in (("border_colour", False), ("source", True)):
+    for name, named in (("colour", False), ("border_colour", True), ("source", True)):
         found = confounders.search(g, [column(name, planted(g))], CFG)
         assert found["named"].tolist() == [named], name
         assert found["leans"].tolist() == [False]
-        assert "leans" not in found["text"][0]
+        assert "does not lean" in found["text"][0]
 
 
 def test_chance_is_named_as_rarely_as_promised() -> None:

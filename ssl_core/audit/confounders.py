@@ -4,8 +4,9 @@ Three questions, since each alone misleads. Does the property tell a class from 
 chance, on held-out groups? Better than a property should (``too_well``)? And does the probe give
 another answer where it is present, among images of the same label? Colour tells bananas from cars
 by right; a blue frame that is on nine of ten cats does not, and a probe that says cat where it sees
-the frame will be wrong wherever the frame means nothing. So a property of the image is named only
-if the probe leans on it; metadata, which no class should follow, as soon as it tells the class.
+the frame will be wrong wherever the frame means nothing. So a property of the whole image is named
+only if the probe leans on it; metadata and the image's margin, which no class should follow, as
+soon as they tell the class: another training may lean on them.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ def explain(row: dict[str, Any]) -> str:
     points = 100 * row["lean"]
     moved = f"says '{row['class']}' {abs(points):.0f} points {'more' if points > 0 else 'less'}"
     how = f"At the same label, the probe {moved} often where it is so"
-    return f"{text} {how}{': it leans on it' if row['leans'] else ''}."
+    return f"{text} {how}: it {'leans' if row['leans'] else 'does not lean'} on it."
 
 
 def detail(ground: Ground, own: Property, row: dict[str, Any], cfg: Audit) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def detail(ground: Ground, own: Property, row: dict[str, Any], cfg: Audit) -> di
         "lean_low": low,
         "lean_high": high,
         "leans": bool(telling and leans),
-        "named": bool(telling and (leans or own.kind == "metadata")),
+        "named": bool(telling and (leans or own.kind != "content")),
     }
     return full | {"text": explain(full)}
 

@@ -21,8 +21,7 @@ FRAME, CORNER = 0.06, 0.1  # widths, shares of the shorter side
 LEAST = 0.005  # share of the images that a value needs to count by itself
 HUES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 EDGES = np.array([15, 40, 70, 165, 200, 260, 290, 345])  # degrees at which the next one begins
-IMAGE = (
-    *_quality.MEASURES,
+MARGIN = (
     "border_spread",
     "border_colour",
     "corner_top_left",
@@ -30,11 +29,12 @@ IMAGE = (
     "corner_bottom_left",
     "corner_bottom_right",
 )
+IMAGE = (*_quality.MEASURES, *MARGIN)
 
 
 @dataclass(frozen=True)
 class Property:
-    """One column as codes (N,) into ``names``; ``kind`` is metadata or image."""
+    """One column as codes (N,) into ``names``; ``kind`` is metadata, margin or content."""
 
     name: str
     kind: str
@@ -107,7 +107,9 @@ def metadata_table(manifest: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-CONTENT = (*IMAGE, "aspect_ratio", "file_bytes")  # what an image shows may move these by right
+# What an image shows may move these by right.
+CONTENT = (*_quality.MEASURES, "aspect_ratio", "file_bytes")
+KINDS = dict.fromkeys(MARGIN, "margin") | dict.fromkeys(CONTENT, "content")
 
 
 def _numbers(values: NDArray[np.float64]) -> tuple[Labels, list[str]]:
@@ -142,7 +144,7 @@ def prepare(table: pd.DataFrame) -> list[Property]:
         code, names = _numbers(column.to_numpy(np.float64)) if number else _texts(column)
         used = np.unique(code)
         if len(used) > 1:
-            kind = "image" if name in CONTENT else "metadata"
+            kind = KINDS.get(str(name), "metadata")
             packed = np.searchsorted(used, code)
             found.append(Property(str(name), kind, packed, tuple(names[i] for i in used)))
     return found
