@@ -50,6 +50,13 @@ class Classifier(nn.Module):
         return out
 
 
+def keep_statistics(net: nn.Module) -> None:
+    """Batch norms normalise as in service until ``net.train()`` is called again."""
+    for part in net.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
 class Source(Protocol):
     """Where images come from: squares of ``side``, as a ShardReader gives them."""
 
@@ -70,6 +77,7 @@ def fit(
     budget: Budget,
     seed: int,
     colour: tuple[models.Colour, models.Colour] | None = None,
+    keep: bool = False,
 ) -> Classifier:
     """Train encoder and head on rows of ``source``; what needs no gradient stays as it is.
 
@@ -79,9 +87,12 @@ def fit(
         labels: (N,) the head's class of each of the source's rows; those of ``rows`` count.
         rows: what batches are drawn from; a row named twice is drawn twice as often.
         colour: mean and standard deviation of the encoder's inputs; None: our own encoders'.
+        keep: batch norms use and keep their statistics, those that ``head`` was fitted with.
     """
     torch.manual_seed(seed)
     net = Classifier(encoder, *head).to(device()).train()
+    if keep:
+        keep_statistics(net)
     colour = colour or models.normalisation(source.channels)
     groups = parameter_groups(net, DECAY)
     optimizer = torch.optim.AdamW(groups, lr=budget.lr, fused=True)

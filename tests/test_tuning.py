@@ -40,14 +40,14 @@ def test_lp_ft_starts_at_the_probe_and_zeros_do_not(
     assert len(set(fine_tune.tuned(subject, "fine_tune", 0, test_rows).predicted)) == 1
 
 
-def coloured() -> Subject:
+def coloured(kind: str = "vit") -> Subject:
     """Classes are colours, which can be learned in a few steps."""
     rng = np.random.default_rng(0)
     labels = np.arange(96) % 3
     paint = np.array([[220, 60, 60], [60, 220, 60], [60, 60, 220]])[labels]
     pixels = paint[:, :, None, None] + rng.normal(0, 15, (96, 3, 32, 32))
     images = torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))
-    return planted_subject.of(planted_subject.encoder("vit"), images, labels)
+    return planted_subject.of(planted_subject.encoder(kind), images, labels)
 
 
 def test_both_arms_learn_and_the_gain_is_paired() -> None:
@@ -60,6 +60,22 @@ def test_both_arms_learn_and_the_gain_is_paired() -> None:
     assert value["fine_tune_drift"] > 0
     assert value["lp_ft_drift"] > 0
     assert {r["slice"] for r in rows} == {"all", "source:here"}
+
+
+def test_batch_norms_do_not_throw_lp_ft_off_the_probe() -> None:
+    """An untrained CNN's statistics are far from a batch's: they must stay, for the head's sake."""
+    subject = coloured("cnn")
+    test = subject.draw(100, labelled=True)
+    before = fine_tune.tuned(subject, "lp_ft", 0, test)
+    after = fine_tune.tuned(subject, "lp_ft", 5, test)
+    assert (frozen(subject, test) == subject.rows.labels[test]).all()
+    assert (after.predicted == before.predicted).all()
+    for cfg in supcon_ce.ARMS.values():
+        net = supcon_ce.trained(subject, cfg, 5)
+        for name, value in subject.encoder.named_buffers():
+            assert torch.equal(value, net.encoder.get_buffer(name))
+        assert any(p.running_mean.any() for p in net.projector if hasattr(p, "running_mean"))
+        assert (supcon_ce.predicted(subject, net, test) == before.predicted).all()
 
 
 def test_nothing_is_trained_at_zero_steps(subject: Subject) -> None:

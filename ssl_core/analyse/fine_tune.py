@@ -41,6 +41,7 @@ def tuned(subject: Subject, arm: str, steps: int, test: Rows) -> Tuned:
         finetune.Budget(steps),
         subject.seed,
         subject.colour,
+        keep=True,
     )
     moved = replace(subject, encoder=net.encoder).features(subject.source.take(test))
     weight, bias = (p.detach().cpu().numpy() for p in (net.head.weight, net.head.bias))

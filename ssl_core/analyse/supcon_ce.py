@@ -18,6 +18,7 @@ from torch import nn
 from ..augment import Augmenter
 from ..config import Analyse
 from ..evaluate import _common
+from ..finetune import keep_statistics
 from ..job import device
 from ..methods import supcon_ce as method
 from ..optim import learning_rate, parameter_groups
@@ -42,6 +43,7 @@ def trained(subject: Subject, cfg: method.Config, steps: int) -> method.Method:
         net.classifier.weight.copy_(torch.from_numpy(head.weight))
         net.classifier.bias.copy_(torch.from_numpy(head.bias))
     net = net.to(device()).train()
+    keep_statistics(net.encoder)  # those that the probe was fitted with
     optimizer = torch.optim.AdamW(parameter_groups(net, DECAY), lr=LR, fused=True)
     augment, rng = Augmenter(net.views, *subject.colour), np.random.default_rng(subject.seed)
     generator = torch.Generator(device()).manual_seed(subject.seed)
