@@ -157,10 +157,11 @@ def _cell(lab: _lab.Lab, facts: dict[str, Any], arm: Arm, whole: Images) -> list
     kept = lab.row(facts, [RULES, "alignment", training.key, settings], work)
     if "failed" in kept:
         return [kept]
+    seen = kept["steps"] * training.cfg.pretrain.batch_size / len(_parts.index(arm.folder, "train"))
     lines = []
     for target, measured in kept["targets"].items():
         role = "mixed" if not arm.source else "in-domain" if target == arm.source else "other"
-        own = {"target": target, "steps": kept["steps"]}
+        own = {"target": target, "steps": kept["steps"], "epochs": seen}
         lines.append(facts | own | ({"role": role} if arm.axis == "domain" else {}) | measured)
     return lines
 
@@ -250,7 +251,18 @@ def report(rows: pd.DataFrame, cfg: Config, left_out: tuple[str, ...]) -> Study:
         claims=claims,
         pictures=_pictures(rows, shots),
         tables=tables,
-        left_out=left_out + failed,
+        left_out=left_out + failed + _too_short(rows),
+    )
+
+
+def _too_short(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Sets that no training has seen once: more images of them could not count."""
+    whole = rows[rows["arm"] == WHOLE].groupby("set")["epochs"].mean()
+    return tuple(
+        f"{set_}: a training sees {100 * seen:.0f} % of all images once, so the axis of quantity "
+        "says little here; raise study.teraflops."
+        for set_, seen in whole.items()
+        if seen < 1
     )
 
 
