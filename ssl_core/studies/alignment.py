@@ -18,6 +18,7 @@ import pandas as pd
 from ..config import Config, Paths
 from ..evaluate import _common as probes
 from ..evaluate import few_shot
+from ..stages import _trained
 from ..stages.seeds import Images
 from ..types import Array, Embeddings, Labels
 from . import _charts, _common, _lab, _parts, _worse
@@ -27,12 +28,15 @@ RULES = 1  # raise it when a row would be measured differently
 COLE, ENTEZARI = "arXiv 2105.05837", "arXiv 2302.13602"
 DRAWS = 20  # choices of few images
 ALL = "all"
-CLEAN, WHOLE = "clean", "all images"
+WHOLE, NONE = "all images", "untrained"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One pretraining set. ``share`` is its size over that of the whole training split."""
+    """One pretraining set. ``share`` is its size over that of the whole training split.
+
+    Without a ``method`` nothing is trained.
+    """
 
     axis: str
     name: str
@@ -89,6 +93,7 @@ def _arms(lab: _lab.Lab, folder: Path, seed: int, quick: bool) -> Iterator[Arm]:
     table = _parts.index(folder)
     train = table[table["split"] == "train"]
     method = lab.cfg.study.method
+    yield Arm(NONE, NONE, folder, "")
     yield Arm("quantity", WHOLE, folder, method)
     chosen = sorted(q for q in lab.cfg.study.quantities if q < 1)
     for share, part in quantities(train, chosen[:1] if quick else chosen, seed):
@@ -136,23 +141,27 @@ def _domains(train: pd.DataFrame, seed: int) -> Iterator[tuple[str, pd.DataFrame
 def _cell(lab: _lab.Lab, facts: dict[str, Any], arm: Arm, whole: Images) -> list[dict[str, Any]]:
     """A line per target: the whole set, or each source on the axis of domains."""
     share = arm.share if lab.cfg.study.equal == "epochs" else 1.0
-    training = lab.training(arm.folder, arm.method, facts["seed"], share)
+    training = lab.training(
+        arm.folder, arm.method or lab.cfg.study.method, facts["seed"], share if arm.method else 1.0
+    )
     facts = facts | {"axis": arm.axis, "arm": arm.name, "share": arm.share}
     targets = [ALL] if arm.axis != "domain" else sorted(set(whole.rows.sources.tolist()))
     settings = [list(lab.cfg.study.shots), targets]
 
     def work() -> dict[str, Any]:
-        features = _lab.features(training.encoder, whole)
+        trained = training.encoder if arm.method else _trained.untrained(lab.cfg, facts["seed"])
+        features = _lab.features(trained, whole)
         found = {t: _measure(lab, features, whole, t) for t in targets}
-        return {"targets": found, "steps": training.steps}
+        return {"targets": found, "steps": training.steps if arm.method else 0}
 
     kept = lab.row(facts, [RULES, "alignment", training.key, settings], work)
     if "failed" in kept:
         return [kept]
+    seen = kept["steps"] * training.cfg.pretrain.batch_size / len(_parts.index(arm.folder, "train"))
     lines = []
     for target, measured in kept["targets"].items():
         role = "mixed" if not arm.source else "in-domain" if target == arm.source else "other"
-        own = {"target": target, "steps": kept["steps"]}
+        own = {"target": target, "steps": kept["steps"], "epochs": seen}
         lines.append(facts | own | ({"role": role} if arm.axis == "domain" else {}) | measured)
     return lines
 
@@ -242,7 +251,18 @@ def report(rows: pd.DataFrame, cfg: Config, left_out: tuple[str, ...]) -> Study:
         claims=claims,
         pictures=_pictures(rows, shots),
         tables=tables,
-        left_out=left_out + failed,
+        left_out=left_out + failed + _too_short(rows),
+    )
+
+
+def _too_short(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Sets that no training has seen once: more images of them could not count."""
+    whole = rows[rows["arm"] == WHOLE].groupby("set")["epochs"].mean()
+    return tuple(
+        f"{set_}: a training sees {100 * seen:.0f} % of all images once, so the axis of quantity "
+        "says little here; raise study.teraflops."
+        for set_, seen in whole.items()
+        if seen < 1
     )
 
 
@@ -258,6 +278,14 @@ def _claims(set_: Any, rows: pd.DataFrame, study: Any) -> list[Claim]:
         return _common.judge(source, text, name, measured, values)
 
     found = [
+        says(
+            "a check of this run, not of a paper",
+            "Pretraining is worth something here: else no claim below can be decided",
+            "linear probe, all images less untrained",
+            less("linear", whole, axis == NONE),
+        )
+    ]
+    found += [
         says(COLE, *words, values)
         for words, values in (*_on_quantity(rows, less), *_on_quality(rows, whole, less))
     ]

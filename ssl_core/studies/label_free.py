@@ -155,7 +155,10 @@ def spread(rows: pd.DataFrame, measure: str, draws: int = DRAWS) -> tuple[float,
         taus = [kendall(p.iloc[rng.integers(0, len(p), len(p))], measure) for p in parts]
         known = [tau for tau in taus if np.isfinite(tau)]
         values.append(float(np.mean(known)) if known else float("nan"))
-    low, high = np.nanquantile(values, [0.025, 0.975])
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -200,7 +203,7 @@ def report(rows: pd.DataFrame, cfg: Config, draws: int = DRAWS) -> Study:
             "tolerance needs labels and stands here for comparison. Families are not mixed.",
         ),
         rows=rows,
-        claims=claims,
+        claims=[c for c in claims if c.seeds],
         pictures={
             "label-free": _charts.bars(pd.DataFrame(taus), "measure", {w: w for w in wheres})
         },

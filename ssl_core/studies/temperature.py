@@ -137,7 +137,8 @@ def report(rows: pd.DataFrame, cfg: Config, left_out: list[str]) -> Study:
             f"{s.method}, {s.images} training images from C classes, {s.teraflops:g} TFLOP each, "
             "equal steps; classes drawn anew for each seed.",
             "knn and linear: accuracy on the test images of these classes. Claims use their mean "
-            "without what guessing gets right, (a - 1/C) / (1 - 1/C).",
+            "without what guessing gets right, (a - 1/C) / (1 - 1/C). Its bands in the picture are "
+            "wide because classes differ from seed to seed; claims compare within a seed.",
             "uniformity, tolerance, alignment: of the projections of test images. hardest: share "
             "of an anchor's push P_ij/t that goes to the hardest tenth of its negatives (even: "
             "0.1). own_class: push on negatives of the anchor's class over an even push's.",
