@@ -16,7 +16,7 @@ SHOWN = 8  # pictures in the UI; the page holds all
 def analyse(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Attention, layers, masks, corruptions ... and one page that compares encoders."""
     found = analysing.run(load(ROOT / "params.yaml"), Paths(ROOT))
-    folder = Paths(ROOT).reports / "analysis"
+    folder = Paths(ROOT).analysis
     table = pd.read_parquet(folder / "results.parquet")
     ours = table[(table["encoder"] == found["encoders"][0]) & (table["slice"] == "all")]
     metadata = {f"{r.measure}/{r.metric}": float(r.value) for r in ours.dropna().itertuples()}

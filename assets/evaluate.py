@@ -29,7 +29,7 @@ def _picture(results: pd.DataFrame) -> bytes:
     deps=["ingest", "seed_embed", "shard", "pretrain", "embed"],
 )
 def evaluate(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """kNN, linear probe and RankMe, per source and class frequency, with intervals."""
+    """kNN, linear probe, few-shot and label-free measures, with intervals and slices."""
     version = run_stage(context, "evaluate")
     folder = Paths(ROOT).evaluation
     results = pd.read_parquet(folder / "results.parquet")

@@ -6,6 +6,7 @@ import dagster as dg
 
 from assets import (
     analyse,
+    audit,
     curate,
     deployment,
     embed,
@@ -18,6 +19,7 @@ from assets import (
     seed_embed,
     shard,
     sources,
+    studies,
     validate,
 )
 
@@ -32,12 +34,14 @@ modules = (
     shard,
     pretrain,
     embed,
+    audit,
     evaluate,
     analyse,
     promote,
     deployment,
     repair,
     report,
+    studies,
 )
 
 defs = dg.Definitions(

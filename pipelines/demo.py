@@ -30,6 +30,7 @@ FRESH = (
     "data/truth",
     "data/products",
     "data/registry",
+    "data/history",
     "runs",
     "reports",
 )

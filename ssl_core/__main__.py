@@ -12,7 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__
-from .commands import clean, config, diff, doctor, export, init, query, run, serve, status, trace
+from .commands import (
+    clean,
+    config,
+    diff,
+    doctor,
+    export,
+    forget,
+    init,
+    query,
+    run,
+    serve,
+    status,
+    study,
+    trace,
+)
 from .commands._common import CHAIN, DEFAULT, Json, Params, Set
 from .commands._common import settings as _config
 from .commands._common import show as _print
@@ -56,7 +70,20 @@ def _add(name: str, text: str) -> None:
     app.command(name.replace("_", "-"), help=sentence, rich_help_panel="Stages")(command)
 
 
-for _command in (init, run, status, doctor, trace, diff, query, export, serve, clean):
+for _command in (
+    init,
+    run,
+    status,
+    doctor,
+    trace,
+    forget,
+    diff,
+    query,
+    export,
+    serve,
+    study,
+    clean,
+):
     _name = _command.__name__.rpartition(".")[2]
     app.command(_name)(_command.command)
 app.add_typer(config.app, name="config")
@@ -113,6 +140,32 @@ def diagnose(date: Date, params: Params = DEFAULT, set_: Set = None, as_json: Js
     found = _stage("diagnose").run(_config(params, set_), Paths(), date)
     shown = {k: found[k] for k in ("cause", "text")}
     _print(found if as_json else shown, as_json)
+
+
+@app.command()
+def audit(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> None:
+    """Doubtful labels, confounders and missing metadata, on a page to review; changes nothing.
+
+    Open reports/audit/audit.html, decide, download the CSV, then
+
+        headwater correct Downloads/corrections.csv
+    """
+    _print(_stage("audit").run(_config(params, set_), Paths()), as_json)
+
+
+@app.command()
+def correct(
+    file: Annotated[Path, typer.Argument(help="CSV with sha256 or path, and label")],
+    new_classes: Annotated[
+        bool, typer.Option("--new-classes", help="take labels that no image has yet")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Store corrected labels in data/corrections.csv; the next ingest applies them.
+
+    Bad rows change nothing and are listed with a reason in reports/corrections-rejects.csv.
+    """
+    _print(_stage("correct").run(Paths(), file, new_classes), as_json)
 
 
 @app.command()

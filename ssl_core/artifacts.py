@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .errors import HeadwaterError
 
 LINEAGE = "lineage.json"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def _sync_dir(path: Path) -> None:
@@ -26,21 +30,47 @@ def _sync_dir(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success fsync and rename it onto ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temp = Path(name)
+def _writable(path: Path) -> Iterator[None]:
+    """Say what is wrong with the place where ``path`` is to be written.
+
+    Raises:
+        HeadwaterError: the disk is full, or writing is not allowed.
+    """
     try:
-        yield temp
-        with temp.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        temp.chmod(0o644)
-        os.replace(temp, path)
-        _sync_dir(path.parent)
-    finally:
-        temp.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        # NumPy says how much it could write, without an error number.
+        if error.errno in FULL or "requested and" in str(error):
+            fix = "free some (`headwater clean` says what may go), then run again"
+            raise HeadwaterError(path, "could not be written: no space left", fix) from error
+        here = Path(str(error.filename or path)).is_relative_to(path.parent)
+        if error.errno in CLOSED and here:  # elsewhere it is an input that may not be read
+            fix = "make the folder writable, or choose another place"
+            raise HeadwaterError(path, f"could not be written ({error.strerror})", fix) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success fsync and rename it onto ``path``.
+
+    Raises:
+        HeadwaterError: the disk is full, or writing is not allowed.
+    """
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temp = Path(name)
+        try:
+            yield temp
+            with temp.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temp.chmod(0o644)
+            os.replace(temp, path)
+            _sync_dir(path.parent)
+        finally:
+            temp.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -49,24 +79,42 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
     The old folder is renamed aside and deleted last, so a crash leaves one whole version.
     Files are fsynced before the swap.
+
+    Raises:
+        HeadwaterError: the disk is full, or writing is not allowed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    old = temp.with_name(temp.name + ".old")
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        old = temp.with_name(temp.name + ".old")
+        try:
+            yield temp
+            for file in temp.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as stream:
+                        os.fsync(stream.fileno())
+            temp.chmod(0o755)
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temp, path)
+            _sync_dir(path.parent)
+        finally:
+            shutil.rmtree(temp, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such thing.
+
+    Safe because files are replaced whole and never written in place.
+    """
     try:
-        yield temp
-        for file in temp.rglob("*"):
-            if file.is_file():
-                with file.open("rb+") as stream:
-                    os.fsync(stream.fileno())
-        temp.chmod(0o755)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temp, path)
-        _sync_dir(path.parent)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if os.access(source, os.W_OK):  # what is read-only could not be synced under its new name
+            os.link(source, target)
+            return
+    except OSError:
+        pass
+    shutil.copyfile(source, target)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -37,13 +37,48 @@ class Data(Section):
     channels: int = Field(default=3, ge=1, le=16)
 
 
+class Scale(Section):
+    """Who does the work on single images in ingest and seed_embed. The results are equal."""
+
+    engine: Literal["local", "ray"] = "local"  # threads of this process, or Ray
+    # Of a running cluster: "auto" (the one of this machine), host:port or ray://host:port. Empty:
+    # one is started here and ends with the stage.
+    address: str = ""
+    workers: int = Field(default=0, ge=0)  # at a time; 0: as many as there are CPUs
+
+
 class Validate(Section):
-    """Limits whose violation stops the chain."""
+    """Limits whose violation stops the chain, and (below) those that only warn."""
 
     max_reject_share: float = 0.2
     min_images: int = 100
     min_classes: int = 2
     max_unlabelled_share: float = 0.999
+    # Share of the labels that may have moved between classes since the last accepted version,
+    # beyond what chance makes of it (total variation). Raise it for once where you meant that.
+    max_class_drift: float = Field(default=0.5, ge=0, le=1)
+    class_drift: float = Field(default=0.1, ge=0, le=1)  # warns
+    min_per_class: int = 2  # warns
+
+
+class Audit(Section):
+    """``headwater audit``: what is suspicious about labels and metadata. It changes nothing."""
+
+    features: Literal["auto", "pretrained", "seed"] = "auto"  # auto: pretrained if there are any
+    folds: int = Field(default=5, ge=2)  # of the probe whose held-out predictions judge labels
+    review: int = Field(default=100, ge=0)  # images on the review sheet at most
+    # A property is named where it tells a class apart this well (balanced accuracy) ...
+    too_well: float = Field(default=0.8, gt=0.5, lt=1)
+    # ... and, unless it is metadata, moves the probe's answer at the same label by this share.
+    lean: float = Field(default=0.1, ge=0, le=1)
+    # Or where it and the clusters of the features tell each other this well (adjusted mutual
+    # information).
+    cluster: float = Field(default=0.3, gt=0, lt=1)
+    permutations: int = Field(default=199, ge=19)
+    min_class: int = Field(default=20, ge=2)  # images below which a class is not judged
+    precision: float = Field(default=0.9, gt=0, lt=1)  # of metadata that is inferred
+    # Columns whose inferred values take part in the search for confounders. None unless asked.
+    fill: tuple[Literal["source", "captured_month"], ...] = ()
 
 
 class SeedEncoder(Section):
@@ -56,17 +91,74 @@ class SeedEncoder(Section):
     batch_size: int = 64  # on CPU faster than 256: the activations stay in cache
 
 
+class Semantic(Section):
+    """Step ``semantic``: SemDeDup (arXiv 2303.09540) on training images."""
+
+    # Of two images of one cluster with a cosine above 1 - epsilon the later one goes.
+    epsilon: float = Field(default=0.05, ge=0, lt=1)
+    keep: float | None = Field(default=None, gt=0, le=1)  # this share instead: epsilon follows
+    # What comes first, and so stays: far from its centroid (hard), near it (easy), or by chance.
+    prefer: Literal["hard", "easy", "random"] = "hard"
+    greedy: bool = False  # an image that has gone takes no other with it
+
+
+class Hierarchy(Section):
+    """Step ``hierarchical``: k-means of k-means (arXiv 2405.15613)."""
+
+    # Clusters per level, from images upwards; empty: sqrt(N), then a tenth as long as that is 4.
+    levels: tuple[int, ...] = ()
+    resampling: int = Field(default=10, ge=0)  # rounds on the images nearest their centroids
+    draw: Literal["random", "nearest"] = "random"  # within a cluster of the lowest level
+
+
+class Retrieval(Section):
+    """Step ``retrieval``: only what is near trusted training images (arXiv 2304.07193)."""
+
+    # Each: label=NAME, source=NAME, group=NAME, or a file with one sha256 per line.
+    trusted: tuple[str, ...] = ()
+    neighbours: int = Field(default=4, ge=1)  # images taken per trusted image
+    # Few trusted images: from each of ``clusters`` that holds at least so many; 0: by neighbours.
+    hits: int = Field(default=0, ge=0)
+
+
 class Curate(Section):
     """Which images are kept for pretraining, in this order of steps (files in curation/)."""
 
-    steps: tuple[str, ...] = ("exact", "near", "balance")
+    steps: tuple[str, ...] = ("exact", "near", "leak", "balance")
     # Two images are copies if the cosine of their seed features is at least this and their
-    # pHashes differ in at most so many of 64 bits.
+    # pHashes differ in at most so many of 64 bits ...
     near_cosine: float = 0.78
     near_hamming: int = 4
-    clusters: int = 64
-    # Share of the images left after deduplication that the balanced choice keeps.
+    # ... or the cosine is at least near_look and their aligned pixels agree to near_pixels of 1.
+    near_look: float = 0.6
+    near_pixels: float = 0.85
+    clusters: int = 64  # of balance, temperature and retrieval
+    # Share of the images left after deduplication that a balanced choice keeps.
     keep: float = Field(default=0.95, gt=0, le=1)
+    # Step temperature: a cluster of n images gets a share like n^(1/T). 1: as it is.
+    temperature: float = Field(default=2.0, ge=1)
+    by_label: bool = False  # step temperature: labels instead of clusters, where there are any
+    semantic: Semantic = Semantic()
+    hierarchy: Hierarchy = Hierarchy()
+    retrieval: Retrieval = Retrieval()
+
+
+class Synthesise(Section):
+    """Images for rare classes, made by generators (files in synth/) and kept if a filter agrees."""
+
+    generators: tuple[str, ...] = ()  # flow, composite, diffusers_model; none: off
+    # Classes with fewer labelled training images are filled up to so many, as far as accepted.
+    target: int = Field(default=20, ge=2)
+    least: int = Field(default=2, ge=1)  # classes with fewer images are left as they are
+    tries: float = Field(default=3.0, ge=1)  # candidates for each image that is wanted
+    side: int = Field(default=64, ge=16)  # pixels of the real images that generators see
+    pool: int = Field(default=50_000, ge=1)  # of these at most; rare classes always whole
+    options: dict[str, dict[str, Any]] = {}  # by generator, of its own Options
+    # The filter (synth/_filter.py). Nearly a real image: as curate.near_*, or this cosine alone.
+    copy_cosine: float = Field(default=0.97, gt=0, le=1)
+    # As unlike its class as this share of real images is too unlike.
+    unusual: float = Field(default=0.1, ge=0, lt=1)
+    guesses: int = Field(default=5, ge=1)  # of the probe, its label among them; of 10 classes one
 
 
 class Shard(Section):
@@ -162,11 +254,24 @@ class Embed(Section):
 class Evaluate(Section):
     """Which measures are taken (files in evaluate/) and on what footing."""
 
-    measures: tuple[str, ...] = ("knn", "linear", "rankme")
+    measures: tuple[str, ...] = (
+        "knn",
+        "linear",
+        "few_shot",
+        "rankme",
+        "alpha_req",
+        "uniformity",
+        "tolerance",
+    )
     baselines: tuple[str, ...] = ("random", "pixels", "seed")
     bootstrap: int = 1000
     many: int = 60  # classes with more labelled training images than this are "many"
     few: int = 20
+    # kNN is reported for these too, beside the 20 that count.
+    neighbours: tuple[int, ...] = (10, 20, 100)
+    # Few-shot: images per class (the first is the measure's main number), and choices of them.
+    shots: tuple[int, ...] = Field(default=(5, 1, 20), min_length=1)
+    draws: int = Field(default=20, ge=2)
 
 
 class Analyse(Section):
@@ -177,6 +282,7 @@ class Analyse(Section):
     # "hub:<timm name>" (downloads weights).
     encoders: tuple[str, ...] = ("random",)
     images: int = Field(default=512, ge=16)  # of a split, for what looks at single images
+    steps: int = Field(default=100, ge=0)  # of fine_tune and supcon_ce; 0: they are left out
     # Folder of true object masks, PNG, that mirrors the images' paths: a/b.jpg -> a/b.png.
     masks: str = "data/truth/masks"
 
@@ -243,6 +349,8 @@ class Repair(Section):
     metric: Literal["accuracy", "brier"] = "accuracy"
     held_out: float = Field(default=0.5, gt=0, lt=1)  # share of fresh groups that judge, by hash
     regain: float = Field(default=0.5, ge=0, le=1)  # share of the loss that has to come back
+    # Accuracy that images like the old ones may lose; 1: they do not come any more.
+    old_margin: float = Field(default=0.03, gt=0, le=1)
     mix: float = Field(default=0.5, gt=0, lt=1)  # share of fresh images in what is learned from
     steps: int = Field(default=300, ge=1)  # of LP-FT and LoRA
     lr: float = Field(default=3e-4, gt=0)  # of both
@@ -307,6 +415,25 @@ class Bench(Section):
     options: dict[str, dict[str, Any]] = {}  # by method, over its small recipe
 
 
+class Study(Section):
+    """What ``headwater study NAME`` trains, by the recipe and on the sets of section bench."""
+
+    sets: tuple[str, ...] = ()  # names in bench.sets; empty: all
+    seeds: int = Field(default=3, ge=2)  # one seed gives no interval
+    teraflops: float = Field(default=0.3, gt=0)  # of each training, in place of bench.teraflops
+    method: str = "simclr"  # the contrastive method of the studies that look at one
+    temperatures: tuple[float, ...] = Field(default=(0.05, 0.1, 0.2, 0.5, 1.0), min_length=2)
+    classes: tuple[int, ...] = (2, 5, 10, 50)
+    images: int = Field(default=200, ge=4)  # in training, for each number of classes
+    depths: tuple[int, ...] = Field(default=(0, 1, 2, 3), min_length=2)  # of projectors
+    quantities: tuple[float, ...] = (0.125, 0.25, 0.5)  # of the training images, beside all
+    shots: tuple[int, ...] = Field(default=(1, 5, 20), min_length=1)  # images of each class
+    equal: Literal["steps", "epochs"] = "steps"  # what parts of a set have in common
+    contrast: tuple[str, ...] = Field(default=("simclr", "moco_v3"), min_length=1)
+    masked: tuple[str, ...] = Field(default=("mae", "simmim"), min_length=1)
+    both: tuple[str, ...] = ("cl_mim",)
+
+
 class Simulate(Section):
     """The simulated year (``headwater simulate``): policies beside each other on the same weeks."""
 
@@ -337,20 +464,14 @@ class Simulate(Section):
                 "hidden": 128,
                 "out": 64,
             },
-            "backbone_args": {
-                "img_size": 16,
-                "patch_size": 16,  # one token: fast, and enough for pictures this small
-                "embed_dim": 128,
-                "depth": 2,
-                "num_heads": 4,
-                "class_token": False,
-                "global_pool": "avg",
-            },
+            # Small, but with room for two vendors' digits: a one-token ViT has none (LOG.md).
+            "backbone": "resnet10t",
+            "backbone_args": {"channels": [32, 64, 128, 256], "stem_width": 16},
             "image_size": 16,
             "crop_size": 16,
-            "epochs": 3,
+            "epochs": 4,
             "batch_size": 64,
-            "lr": 2e-3,
+            "lr": 3e-3,
             "precision": "fp32",
             "augment": "device",
             "checkpoint_steps": 10**6,
@@ -367,9 +488,12 @@ class Config(Section):
 
     seed: int = 0
     data: Data = Data()
+    scale: Scale = Scale()
     validate_: Validate = Field(default=Validate(), alias="validate")
+    audit: Audit = Audit()
     seed_encoder: SeedEncoder = SeedEncoder()
     curate: Curate = Curate()
+    synthesise: Synthesise = Synthesise()
     shard: Shard = Shard()
     pretrain: Pretrain = Pretrain()
     embed: Embed = Embed()
@@ -380,6 +504,7 @@ class Config(Section):
     repair: Repair = Repair()
     seeds: Seeds = Seeds()
     bench: Bench = Bench()
+    study: Study = Study()
     simulate: Simulate = Simulate()
 
     def section(self, name: str) -> dict[str, Any]:
@@ -441,13 +566,18 @@ class Paths:
         self.pretrain = self.products / "pretrain"
         self.embeddings = self.products / "embeddings"
         self.evaluation = self.products / "evaluation"
-        self.analysis = self.products / "analysis"
         self.promotion = self.products / "promotion"
         self.registry = self.root / "data/registry"
         self.deploy = self.root / "data/deploy"
         self.predictions = self.deploy / "predictions"
         self.monitor = self.deploy / "monitor"
         self.repair = self.deploy / "repair"
+        self.history = self.root / "data/history/validation.jsonl"
+        self.corrections = self.root / "data/corrections.csv"
         self.collected = self.root / "data/collected"
+        self.forgotten = self.root / "data/forgotten.csv"  # what ingest never takes again
+        self.requests = self.root / "data/forgotten.jsonl"  # the log of headwater forget
         self.runs = self.root / "runs"  # work in progress, never versioned
         self.reports = self.root / "reports"
+        self.audit = self.reports / "audit"
+        self.analysis = self.reports / "analysis"

@@ -29,7 +29,13 @@ def forward(
 ) -> Array:
     """Pooled features of one batch: uint8 (B, C, S, S) -> float32 (B, D)."""
     dev = next(encoder.parameters()).device
-    x = models.preprocess(images.to(dev), mean, std).to(memory_format=torch.channels_last)
+    return forward_views(encoder, models.preprocess(images.to(dev), mean, std))
+
+
+@torch.inference_mode()
+def forward_views(encoder: nn.Module, x: Tensor) -> Array:
+    """Pooled features of normalised images: (B, C, S, S) on the device -> float32 (B, D)."""
+    dev, x = x.device, x.to(memory_format=torch.channels_last)
     with torch.autocast(dev.type, torch.bfloat16, enabled=use_bf16("auto", dev)):
         out = encoder(x)
     return np.asarray(getattr(out, "pooled", out).float().cpu().numpy(), dtype=np.float32)
@@ -119,8 +125,8 @@ def with_features(embeddings: Embeddings, features: Array) -> Embeddings:
     return replace(embeddings, features=features)
 
 
-def rows(embeddings: Embeddings, mask: NDArray[np.bool_]) -> Embeddings:
-    """The rows where ``mask`` (N,) is true."""
+def rows(embeddings: Embeddings, mask: NDArray[Any]) -> Embeddings:
+    """The rows where ``mask`` (N,) is true, or of these numbers."""
     e = embeddings
     return Embeddings(
         e.features[mask],

@@ -16,8 +16,10 @@ def projector(
     """MLP with batch norm and ReLU after every layer but the last: (B, width) -> (B, out).
 
     ``last_norm`` ends it with a batch norm without affine part (SimCLR, MoCo v3), else it ends
-    with a linear layer that has a bias (predictors of BYOL and SimSiam).
+    with a linear layer that has a bias (predictors of BYOL and SimSiam). No layers: the identity.
     """
+    if layers < 1:
+        return nn.Sequential()
     sizes = [width, *[hidden] * (layers - 1)]
     parts: list[nn.Module] = []
     for before, after in pairwise(sizes):

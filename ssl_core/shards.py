@@ -9,18 +9,29 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from . import artifacts
 
 BLOCK = tarfile.BLOCKSIZE  # 512: a header, and the unit that data is padded to
 COLUMNS = ("split", "shard", "key", "ext", "offset", "size", "label", "group", "source")
+
+
+SYNTHETIC = "synthetic:"  # the source of images that no camera took; the generator follows
+
+
+def synthetic(sources: pd.Series) -> NDArray[np.bool_]:
+    """Which images were made by a generator: (N,)."""
+    found: NDArray[np.bool_] = sources.fillna("").str.startswith(SYNTHETIC).to_numpy(np.bool_)
+    return found
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,18 @@ class ShardWriter:
             self.open = None
 
 
+def _finish(
+    folder: Path, frame: pd.DataFrame, sums: dict[str, Any], max_side: int, channels: int
+) -> pd.DataFrame:
+    """Write index.parquet and index.json; returns the index."""
+    frame.to_parquet(folder / "index.parquet", engine="pyarrow", index=False)
+    classes = sorted(frame["label"].dropna().unique().tolist())
+    about = {"classes": classes, "max_side": max_side, "channels": channels}
+    about["index.parquet"] = artifacts.sha256_file(folder / "index.parquet")
+    artifacts.write_json(folder / "index.json", about | {"shards": sums})
+    return frame
+
+
 def write(
     folder: Path, samples: Iterable[Sample], max_bytes: int, max_side: int, channels: int = 3
 ) -> pd.DataFrame:
@@ -141,9 +164,44 @@ def write(
         for sample in samples:
             writer.add(sample)
     frame = pd.DataFrame(writer.rows, columns=list(COLUMNS))
-    frame.to_parquet(folder / "index.parquet", engine="pyarrow", index=False)
-    classes = sorted(frame["label"].dropna().unique().tolist())
-    about = {"classes": classes, "max_side": max_side, "channels": channels}
-    about["index.parquet"] = artifacts.sha256_file(folder / "index.parquet")
-    artifacts.write_json(folder / "index.json", about | {"shards": writer.shards})
-    return frame
+    return _finish(folder, frame, writer.shards, max_side, channels)
+
+
+def _stored(tar: Path, rows: pd.DataFrame) -> list[Sample]:
+    """The samples of one shard that ``rows`` of the index name."""
+    found = []
+    with tar.open("rb") as stream:
+        for row in rows.to_dict("records"):
+            stream.seek(row["offset"])
+            label = None if pd.isna(row["label"]) else row["label"]
+            image = stream.read(row["size"])
+            about = (label, row["group"], row["source"])
+            found.append(Sample(row["split"], row["key"], row["ext"], image, *about))
+    return found
+
+
+def without(folder: Path, out: Path, keys: Collection[str]) -> list[str]:
+    """Copy shards into an existing folder, less some samples; returns which shards held them.
+
+    Only these are written again, under their names; one that held nothing else is gone. The others
+    are linked, or copied where that is not possible, byte for byte.
+    """
+    index = pd.read_parquet(folder / "index.parquet")
+    about = artifacts.read_json(folder / "index.json")
+    gone = index["key"].isin(keys)
+    hit = sorted(index.loc[gone, "shard"].unique())
+    parts, sums = [], {k: v for k, v in about["shards"].items() if k not in hit}
+    for name in index["shard"].unique():  # in their order
+        rows = index[(index["shard"] == name) & ~gone]
+        if name not in hit:
+            artifacts.link(folder / name, out / name)
+        elif len(rows):
+            shard, offsets = _Shard(out / name), []
+            for sample in _stored(folder / name, rows):
+                offsets.append(shard.add(sample, sample.about()))
+            sums[name] = shard.close()
+            rows = rows.assign(offset=offsets)
+        parts.append(rows)
+    frame = pd.concat(parts, ignore_index=True)
+    _finish(out, frame, sums, about["max_side"], about["channels"])
+    return hit

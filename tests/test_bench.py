@@ -24,7 +24,7 @@ from ssl_core.config import Config, Paths, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.evaluate import linear
 from ssl_core.report import bench as pictures
-from ssl_core.stages import _bench_summary, bench_methods
+from ssl_core.stages import _bench_summary, _trained, bench_methods
 from ssl_core.stages.seeds import images_of
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
@@ -74,7 +74,7 @@ def test_compute_is_equal(done: Paths) -> None:
     folder = done.runs / "bench/tiles/shards"
     for name in ("simclr", "mae"):
         steps = next(r["steps"] for r in rows(done) if r["name"] == name)
-        one = bench_methods.step_flops(bench_methods.training(cfg, name, 0), folder)
+        one = _trained.step_flops(bench_methods.training(cfg, name, 0), folder)
         assert abs(steps * one - 3e9) <= one / 2  # whole steps
     steps = {r["name"]: r["steps"] for r in rows(done) if "steps" in r}
     assert steps["mae"] > steps["simclr"]  # it sees a quarter of one view
@@ -83,7 +83,7 @@ def test_compute_is_equal(done: Paths) -> None:
 def test_flops_of_a_step_are_those_of_the_encoder_three_times(done: Paths) -> None:
     """A linear layer costs 2 x its weights per token forward, and twice that backward."""
     own = bench_methods.training(config(done), "simclr", 0)
-    counted = bench_methods.step_flops(own, done.runs / "bench/tiles/shards")
+    counted = _trained.step_flops(own, done.runs / "bench/tiles/shards")
     blocks = models.create("vit_tiny_patch16_224", VIT).model.blocks
     *_, last = ({n: p.numel() for n, p in b.named_parameters() if p.ndim > 1} for b in blocks)
     tokens, views = 17, 2 * 16
@@ -129,8 +129,7 @@ def test_fine_tuning_starts_from_the_probe_and_learns(done: Paths) -> None:
     probe = float((linear.named(head, train_set, train_set.features) == train_set.labels).mean())
     assert right(head.weight, 0.0, 1) == pytest.approx(probe, abs=0.02)  # nothing has moved yet
     assert right(0 * head.weight, 3e-3, 100) > 0.8  # from nothing
-    case = bench_methods.Case("tiles", "random", 0)
-    named = bench_methods._fine_tuned(cfg, case, images, copy.deepcopy(encoder), head)
+    named = _trained.fine_tuned(cfg.bench.fine_tune_steps, 0, images, copy.deepcopy(encoder), head)
     assert len(named) == len(test_set)
 
 
@@ -190,7 +189,7 @@ def test_a_training_that_is_stopped_is_a_result_too(
     def stop(*_: Any) -> None:
         raise HeadwaterError("training at step 9", "has collapsed", "turn the knob")
 
-    monkeypatch.setattr(bench_methods.pretrain, "fit", stop)
+    monkeypatch.setattr(_trained.pretrain, "fit", stop)
     bench_methods.run(config(done, methods=["simclr", "byol"]), done)
     found = read_json(done.reports / "bench-methods.json")
     byol = {r["name"]: r for r in found["table"]}["byol"]

@@ -76,8 +76,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "data/collected").mkdir()
     (root / "data/collected/.gitkeep").touch()
     text = TINY.replace("[images]", "[data/raw, data/collected]")
-    (root / "params.yaml").write_text(text + "seed_encoder: {}\n")  # DVC wants every section
-    for name in ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore"):
+    text += "seed_encoder: {}\nsynthesise: {}\n"  # DVC wants every section
+    (root / "params.yaml").write_text(text)
+    files = ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore")
+    for name in (*files, "data/corrections.csv", "data/forgotten.csv"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / ".gitignore").write_text(".dvc-remote/\n.dagster_home/\nruns/\nreports/\n")
@@ -112,6 +114,7 @@ def test_doors_agree_and_history_comes_back(place: Path, tmp_path: Path) -> None
     shutil.copytree(place / "data/raw", by_hand / "data/raw")
     (by_hand / "data/collected").mkdir()
     shutil.copy(place / "params.yaml", by_hand)
+    shutil.copy(place / "data/corrections.csv", by_hand / "data")
     for stage in CHAIN:
         headwater(stage.replace("_", "-"), cwd=by_hand)
     assert tree(by_hand / "data/products") == first

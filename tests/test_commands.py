@@ -156,6 +156,7 @@ def test_trace_knows_models_splits_and_copies(place: Path) -> None:
         row = kept[kept["split"] == split].iloc[0]
         found = ask("trace", row["path"])
         assert found["curation"][0]["split"] == split
+        assert found["verdict"].startswith("held out" if split == "test" else "kept")
         said = {m["trained_on"] for m in found["models"]}
         assert said == ({word} if word else set())
         assert bool(found["test"]) == (split == "test")
@@ -220,8 +221,8 @@ def test_start_up_imports_no_torch(project: Path, words: list[str]) -> None:
 
 
 def test_every_command_has_help_and_exit_codes(project: Path) -> None:
-    names = ("init", "run", "status", "doctor", "trace", "diff", "export", "serve", "clean")
-    for name in names:
+    names = ("init", "run", "status", "doctor", "trace", "forget", "diff", "export", "serve")
+    for name in (*names, "clean"):
         done = CliRunner().invoke(app, [name, "--help"])
         assert f"headwater {name}" in done.output, done.output  # an example
     assert headwater("trace", "nowhere.png", cwd=project, check=False).returncode == 1

@@ -37,7 +37,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Paths:
 
 def test_results_hold_every_encoder_and_measure(paths: Paths) -> None:
     found = analyse.run(config(), paths)
-    table = pd.read_parquet(paths.reports / "analysis/results.parquet")
+    table = pd.read_parquet(paths.analysis / "results.parquet")
     assert found["encoders"] == ["pretrained", "random"]
     assert set(table["encoder"]) == {"pretrained", "random"}
     assert {*toy.CFG.evaluate.measures, "attention"} <= set(table["measure"])
@@ -52,7 +52,7 @@ def test_results_hold_every_encoder_and_measure(paths: Paths) -> None:
 
 def test_nothing_is_computed_twice(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     analyse.run(config(), paths)
-    before = sha256_file(paths.reports / "analysis/results.parquet")
+    before = sha256_file(paths.analysis / "results.parquet")
 
     def never(*_: object) -> None:
         raise AssertionError("computed again")
@@ -61,7 +61,7 @@ def test_nothing_is_computed_twice(paths: Paths, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(analyse, name, never)
     monkeypatch.setattr(embed, "compute", never)
     analyse.run(config(), paths)
-    assert sha256_file(paths.reports / "analysis/results.parquet") == before
+    assert sha256_file(paths.analysis / "results.parquet") == before
     with pytest.raises(AssertionError, match="computed again"):
         analyse.run(config(images=17), paths)  # another setting is another finding
 
@@ -81,7 +81,7 @@ def test_names_of_encoders(paths: Paths) -> None:
     )
     assert seed.rows.features.shape == (len(ours.rows), 1280)
     assert registry.champion(paths.registry) == model
-    with pytest.raises(HeadwaterError, match="'nobody' is no encoder"):
+    with pytest.raises(HeadwaterError, match="'nobody': is no encoder"):
         _subjects.named("nobody", toy.CFG, paths)
 
 
@@ -100,7 +100,7 @@ def test_masks_mirror_the_images_and_bad_ones_are_named(tmp_path: Path) -> None:
     assert found.rows().tolist() == [1]
     np.testing.assert_array_equal(found.take(np.array([1]), 4)[0], np.eye(4))
     Image.new("RGB", (4, 4)).save(folder / "x.png")
-    with pytest.raises(HeadwaterError, match=r"x\.png is no mask \(mode RGB\)"):
+    with pytest.raises(HeadwaterError, match=r"x\.png: is no mask \(mode RGB\)"):
         found.take(np.array([1]), 4)
     assert _subjects.masks(Config(), Paths(tmp_path / "other"), np.array(["k0"])) is None
 
@@ -119,21 +119,30 @@ def test_heat_map_shades_each_line_and_leaves_gaps() -> None:
     assert np.isnan(line["cells"][3]["value"])
 
 
+def test_likeness_is_symmetric_and_one_to_itself() -> None:
+    found = comparison.Likeness({("a", "b"): 0.3}, {})
+    table = dict(found.table(["a", "b", "c"]))
+    assert table["a"][:2] == [1.0, 0.3]
+    assert table["b"][:2] == [0.3, 1.0]
+    assert np.isnan(table["c"][0])
+    assert table["c"][2] == 1.0
+
+
 @needs_browser
 def test_page_draws_its_map_without_network(paths: Paths, tmp_path: Path) -> None:
     analyse.run(config(), paths)
-    page = paths.reports / "analysis/index.html"
+    page = paths.analysis / "index.html"
     text = page.read_text()
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org", "")
     done = browse(page, tmp_path, "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr
-    for words in ("Nearest neighbours", "balanced accuracy", 'id="canvas"', "Mistakes"):
+    for words in ("Nearest neighbours", "balanced accuracy", 'id="canvas"', "Mistakes", "Likeness"):
         assert words in done.stdout
     drawn = browse(page, tmp_path, f"--screenshot={tmp_path / 'page.png'}")
     assert "CONSOLE" not in drawn.stderr
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels[np.ptp(pixels.astype(int), axis=1) > 90], axis=0)) > 20  # points
-    assert read_json(paths.reports / "analysis/missing.json") == {}
+    assert read_json(paths.analysis / "missing.json") == {}
 
 
 def test_masks_need_no_manifest_when_there_are_none() -> None:

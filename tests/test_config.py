@@ -1,5 +1,6 @@
 """Configuration and the small helpers at the bottom."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,15 @@ from ssl_core.errors import HeadwaterError
 OPTIONS = """
 seed
 data.sources data.test_fraction data.max_pixels data.min_side data.channels
+scale.engine scale.address scale.workers
 validate.max_reject_share validate.min_images validate.min_classes validate.max_unlabelled_share
+validate.max_class_drift validate.class_drift validate.min_per_class
+audit.features audit.folds audit.review audit.too_well audit.lean audit.cluster
+audit.permutations audit.min_class audit.precision audit.fill
 seed_encoder.encoder seed_encoder.image_size seed_encoder.batch_size
 curate.steps curate.near_cosine curate.near_hamming curate.clusters curate.keep
+synthesise.generators synthesise.target synthesise.least synthesise.tries synthesise.side
+synthesise.pool synthesise.options synthesise.copy_cosine synthesise.unusual synthesise.guesses
 shard.max_bytes shard.max_side shard.place
 pretrain.method pretrain.recipe pretrain.options pretrain.backbone
 pretrain.backbone_args pretrain.image_size
@@ -29,15 +36,17 @@ pretrain.activation_checkpointing pretrain.compile
 pretrain.warmup pretrain.precision pretrain.processes pretrain.checkpoint_steps pretrain.init
 embed.batch_size
 evaluate.measures evaluate.baselines evaluate.bootstrap evaluate.many evaluate.few
+evaluate.neighbours evaluate.shots evaluate.draws
 promote.level promote.bootstrap promote.margin promote.first_baseline
 deploy.incoming deploy.labels deploy.detectors deploy.alpha deploy.permutations deploy.reference
 deploy.group deploy.unit deploy.season deploy.pause
 deploy.min_drop deploy.harm_alpha deploy.estimators deploy.min_labels deploy.cooldown_days
 deploy.alerts
-repair.rungs repair.metric repair.held_out repair.regain repair.mix repair.steps repair.lr
+repair.rungs repair.metric repair.held_out repair.regain repair.old_margin repair.mix
+repair.steps repair.lr
 repair.rank repair.ssl_epochs repair.ssl_lr repair.max_seconds repair.max_labels repair.per_week
 repair.approval repair.shadow_days repair.shadow_unlabelled repair.watch_days
-analyse.analyses analyse.encoders analyse.images analyse.masks
+analyse.analyses analyse.encoders analyse.images analyse.masks analyse.steps
 bench.sets bench.extra[].method bench.extra[].name bench.extra[].seeds bench.extra[].changes
 bench.methods bench.seeds bench.teraflops bench.fine_tune_steps bench.backbone
 bench.backbone_args bench.image_size bench.batch_size bench.test_fraction bench.options
@@ -45,6 +54,12 @@ simulate.images simulate.image_size simulate.new simulate.often simulate.weeks s
 simulate.labelled simulate.scenarios simulate.policies simulate.period simulate.threshold
 simulate.window simulate.settings
 seeds.arms[].method seeds.arms[].name seeds.arms[].seeds seeds.arms[].changes
+curate.by_label curate.hierarchy.draw curate.hierarchy.levels curate.hierarchy.resampling
+curate.near_look curate.near_pixels curate.retrieval.hits curate.retrieval.neighbours
+curate.retrieval.trusted curate.semantic.epsilon curate.semantic.greedy curate.semantic.keep
+curate.semantic.prefer curate.temperature study.both study.classes study.contrast study.depths
+study.equal study.images study.masked study.method study.quantities study.seeds study.sets
+study.shots study.temperatures study.teraflops
 """
 
 
@@ -139,3 +154,21 @@ def test_lineage_has_no_time_and_hashes_everything(tmp_path: Path) -> None:
     first, second = (tmp_path / n / artifacts.LINEAGE for n in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
     assert set(artifacts.read_json(first)["outputs"]) == {"out.txt"}
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left"),
+        (OSError("133120 requested and 33760 written"), "no space left"),  # numpy's
+        (OSError(errno.EROFS, "Read-only file system"), r"\(Read-only file system\)"),
+    ],
+)
+def test_a_place_that_takes_nothing_is_named(tmp_path: Path, error: OSError, words: str) -> None:
+    target, named = tmp_path / "product", f"product: could not be written.*{words}"
+    for writer in (artifacts.atomic_dir, artifacts.atomic_file):
+        with pytest.raises(HeadwaterError, match=named), writer(target):
+            raise error
+    other = PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input.parquet")
+    with pytest.raises(PermissionError, match="input"), artifacts.atomic_file(target):
+        raise other

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from ssl_core import plugins
 from ssl_core.artifacts import read_json, write_json
 from ssl_core.config import Config, Curate, Paths
-from ssl_core.curation import _union, balance, exact, near
+from ssl_core.curation import _cells, _copies, _share, _union, _vectors, balance, exact, near
 from ssl_core.errors import HeadwaterError
 from ssl_core.stages import curate
 
@@ -40,6 +40,7 @@ def frame_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
         "split": "train",
         "keep": True,
         "reason": "",
+        "detail": "",
     }
     made = []
     for i, row in enumerate(rows):
@@ -172,13 +173,14 @@ def test_planted_copies_are_found_and_only_they(
         assert out["keep"].iloc[position[winner]]
 
 
-def test_pairs_equal_brute_force_and_the_inverted_file_agrees(
+def test_pairs_equal_brute_force_and_cells_miss_little(
     planted: tuple[pd.DataFrame, np.ndarray, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame, features, _ = planted
-    cfg = Curate(near_cosine=0.9, near_hamming=16)  # loose, so that both limits matter
-    unit = near.normalise(features)
-    bits = near.phash_bits(frame["phash"])
+    limits = _copies.Limits(0.9, 16, 1.1, 1.1)  # loose, so that both matter; pixels do not
+    unit = _vectors.normalise(features)
+    bits = _vectors.phash_bits(frame["phash"])
+    rows = _copies.Rows(unit, bits, np.full(len(bits), -1))
     expected = {
         (i, j)
         for i, j in itertools.combinations(range(len(frame)), 2)
@@ -186,11 +188,13 @@ def test_pairs_equal_brute_force_and_the_inverted_file_agrees(
         >= 0.9 * np.linalg.norm(features[i]) * np.linalg.norm(features[j])
         and (int(frame["phash"][i], 16) ^ int(frame["phash"][j], 16)).bit_count() <= 16
     }
-    monkeypatch.setattr(near, "BLOCK", 7)
-    assert {tuple(p) for p in near.near_pairs(unit, bits, cfg, 0).tolist()} == expected
+    monkeypatch.setattr(_copies, "BLOCK", 7)
+    monkeypatch.setattr(_copies, "forest", lambda pairs: pairs)
+    assert {tuple(p) for p in _copies.find(rows, limits, None, 0).tolist()} == expected
     assert 26 <= len(expected) < 500
-    monkeypatch.setattr(near, "EXACT_UP_TO", 10)
-    found = {tuple(p) for p in near.near_pairs(unit, bits, cfg, 0).tolist()}
+    monkeypatch.setattr(_cells, "EXACT_UP_TO", 10)
+    monkeypatch.setattr(_cells, "CELL", 20)
+    found = {tuple(p) for p in _copies.find(rows, limits, None, 0).tolist()}
     assert found <= expected
     assert len(found) > 0.95 * len(expected)
 
@@ -209,7 +213,8 @@ def test_the_limits_belong_to_the_duplicates() -> None:
     for bits, dropped in ((6, 1), (7, 0)):
         frame = frame_of([{"phash": "0" * 16}, {"phash": f"{2**bits - 1:016x}"}])
         assert (~near.apply(frame, same, TIGHT, 0)["keep"]).sum() == dropped
-    assert [len(p) for p in near.similar(same, 1.0, 0)] == [1]
+    exactly = TIGHT.model_copy(update={"near_cosine": 1.0})
+    assert near.apply(frame_of([{}, {}]), same, exactly, 0)["keep"].sum() == 1
 
 
 def test_a_label_outweighs_the_hash_but_not_size() -> None:
@@ -265,20 +270,20 @@ def test_water_filling_is_cutting_the_largest_again_and_again(seed: int) -> None
     rng = np.random.default_rng(seed)
     sizes = rng.integers(0, 20, rng.integers(1, 9))
     for target in range(int(sizes.sum()) + 1):
-        kept = balance.water_fill(sizes, target, rng)
+        kept = _share.water_fill(sizes, target, rng)
         assert kept.sum() == target
         assert (kept <= sizes).all()
         assert sorted(kept.tolist()) == brute_fill(sizes, target)
-    assert (balance.water_fill(sizes, 10**6, rng) == sizes).all()
+    assert (_share.water_fill(sizes, 10**6, rng) == sizes).all()
 
 
 def test_the_remainder_is_shared_by_chance_and_by_seed() -> None:
     sizes = np.array([9, 9, 9, 1])
     results = [
-        tuple(balance.water_fill(sizes, 11, np.random.default_rng(s)).tolist()) for s in range(40)
+        tuple(_share.water_fill(sizes, 11, np.random.default_rng(s)).tolist()) for s in range(40)
     ]
     assert set(results) == {(4, 3, 3, 1), (3, 4, 3, 1), (3, 3, 4, 1)}
-    assert results[7] == tuple(balance.water_fill(sizes, 11, np.random.default_rng(7)).tolist())
+    assert results[7] == tuple(_share.water_fill(sizes, 11, np.random.default_rng(7)).tolist())
 
 
 def blobs(sizes: tuple[int, ...], seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
@@ -485,5 +490,66 @@ def test_a_split_with_an_empty_side_is_refused(project: Paths) -> None:
         curate.run(cfg, project)
 
 
+# ---- the table: every step has a row -----------------------------------------------------------
+
+TABLE: dict[str, dict[str, Any]] = {
+    "balance": {"clusters": 3, "keep": 0.5},
+    "exact": {},
+    "hierarchical": {"hierarchy": {"levels": [8, 2]}, "keep": 0.5},
+    "leak": {},
+    "near": {},
+    "retrieval": {"retrieval": {"trusted": ["source=blob 2"], "neighbours": 2}},
+    "semantic": {"semantic": {"keep": 0.6}},
+    "temperature": {"clusters": 3, "keep": 0.5, "temperature": 3},
+}
+SPLITS_FIRST = {"balance", "hierarchical", "leak", "retrieval", "semantic", "temperature"}
+
+
 def test_the_steps_are_these() -> None:
-    assert plugins.names("curation") == ["balance", "exact", "near"]
+    assert plugins.names("curation") == sorted(TABLE)
+
+
+def mixed() -> tuple[pd.DataFrame, np.ndarray]:
+    """Blobs with pHashes in groups, some equal bytes, some rows out already, both splits."""
+    frame, features = blobs((80, 30, 20))
+    rng = np.random.default_rng(4)
+    frame["phash"] = [f"{b:016x}" for b in rng.integers(0, 2**63, 26).repeat(5)]
+    frame.loc[1, "sha256"] = frame.loc[0, "sha256"]
+    frame.loc[::4, "split"] = "test"
+    frame.loc[[10, 50], ["keep", "reason"]] = [False, "quarantine"]
+    return frame, features
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_every_step_drops_with_a_reason_by_seed_and_content_alone(name: str) -> None:
+    step, cfg = plugins.load("curation", name), Curate.model_validate(TABLE[name])
+    frame, features = mixed()
+    before = frame.copy()
+    out = step.apply(frame, features, cfg, 0)
+    assert frame.equals(before)
+    assert out.equals(step.apply(frame, features, cfg, 0))
+    assert out["path"].tolist() == frame["path"].tolist()
+
+    lost = frame["keep"] & ~out["keep"]
+    assert 0 < lost.sum() < frame["keep"].sum()
+    assert out.loc[lost, "reason"].str.contains(name).all()
+    assert not out.loc[~frame["keep"], "keep"].any()
+    assert (out.loc[~frame["keep"], "reason"] == "quarantine").all()
+    assert (out.loc[out["keep"], "reason"] == "").all()
+    assert getattr(step, "NEEDS_SPLIT", False) == (name in SPLITS_FIRST)
+    if name in SPLITS_FIRST:  # only training images are cut, and told why
+        assert (out.loc[lost, "split"] == "train").all()
+        assert (out.loc[lost, "detail"] != "").all()
+        assert out["split"].equals(frame["split"])
+    if name in {"exact", "leak", "near", "semantic"}:  # for one that stays
+        assert out.set_index("sha256").loc[out.loc[lost, "dup_of"], "keep"].any()
+
+
+@pytest.mark.parametrize("name", ["exact", "leak", "near"])  # k-means starts from some rows
+def test_the_order_of_rows_decides_nothing(name: str) -> None:
+    step, cfg = plugins.load("curation", name), Curate.model_validate(TABLE[name])
+    frame, features = mixed()
+    order = np.random.default_rng(1).permutation(len(frame))
+    shuffled = frame.iloc[order].reset_index(drop=True)
+    one, two = step.apply(frame, features, cfg, 0), step.apply(shuffled, features[order], cfg, 0)
+    assert set(one.loc[one["keep"], "path"]) == set(two.loc[two["keep"], "path"])

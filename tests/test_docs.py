@@ -25,6 +25,8 @@ GUIDES = ROOT / "docs/guides"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 PLUGIN = re.compile(r"# file: ssl_core/(\w+)/(\w+\.py)\n")
+ON_PROJECT = ("curation.md", "data_quality.md", "operating.md", "report.md")  # from the tutorial
+ALONE = ("choosing.md", "extending.md", "peers.md", "security.md")
 KINDS = {"bash", "python", "yaml", "text"}
 
 
@@ -81,15 +83,16 @@ def test_the_tutorial_leads_to_a_report_and_an_encoder(tutorial: Path) -> None:
     assert (tutorial / "data/products/pretrain/encoder.safetensors").exists()
 
 
-def test_operating_goes_on_from_the_tutorial(
-    tutorial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("guide", ON_PROJECT)
+def test_these_guides_go_on_from_the_tutorial(
+    guide: str, tutorial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tutorial, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    follow("operating.md", monkeypatch)
+    follow(guide, monkeypatch)
 
 
-@pytest.mark.parametrize("guide", ["extending.md", "security.md"])
+@pytest.mark.parametrize("guide", ALONE)
 def test_the_other_guides_stand_alone(
     guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +101,7 @@ def test_the_other_guides_stand_alone(
 
 
 def test_every_guide_is_run() -> None:
-    mine = {"tutorial.md", "operating.md", "extending.md", "security.md"}
+    mine = {"tutorial.md", *ON_PROJECT, *ALONE}
     assert {g.name for g in GUIDES.glob("*.md")} == mine
     found = [kind for guide in mine for kind, _ in blocks(guide)]
     assert set(found) == KINDS

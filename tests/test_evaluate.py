@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
@@ -70,7 +70,9 @@ def value(rows: list[dict], slice_: str = "all", metric: str = "accuracy") -> fl
 
 
 def test_the_plug_ins_are_these() -> None:
-    assert plugins.names("evaluate") == ["knn", "linear", "rankme"]
+    names = "alpha_req few_shot knn linear rankme tolerance uniformity"
+    assert plugins.names("evaluate") == names.split()
+    assert set(Evaluate().measures) <= set(plugins.names("evaluate"))
 
 
 @pytest.mark.parametrize("name", plugins.names("evaluate"))
@@ -278,14 +280,61 @@ def test_rankme_ignores_scale_and_rotation_and_is_not_centred() -> None:
 # ---- slices ------------------------------------------------------------------------------------
 
 
-def test_balanced_accuracy_is_scikit_learns() -> None:
+@pytest.mark.parametrize("named", [4, 9], ids=["known", "classes that are not there, too"])
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_and_macro_f1_are_scikit_learns(named: int) -> None:
     rng = RNG(0)
-    labels, predicted = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    labels, predicted = rng.integers(0, 4, 200), rng.integers(0, named, 200)
     found = _common.shares(predicted, labels, np.arange(200).astype(str), 20)
     assert found["balanced_accuracy"][0] == pytest.approx(
         balanced_accuracy_score(labels, predicted)
     )
+    f1 = f1_score(labels, predicted, labels=np.unique(labels), average="macro")
+    assert found["macro_f1"][0] == pytest.approx(f1)
     assert found["accuracy"][0] == pytest.approx((labels == predicted).mean())
+
+
+def test_intervals_are_those_of_resampled_images() -> None:
+    """The sums over groups against scikit-learn on every drawn set of rows."""
+    rng = RNG(1)
+    labels, predicted = rng.integers(0, 3, 40), rng.integers(0, 3, 40)
+    groups = np.array([f"g{i // 2}" for i in range(40)])
+    found = _common.shares(predicted, labels, groups, 60)
+    drawn = RNG(_common.SEED).integers(0, 20, (60, 20))
+    _, code = np.unique(groups, return_inverse=True)
+    scores = []
+    for chosen in drawn:
+        rows = np.concatenate([np.flatnonzero(code == g) for g in chosen])
+        true, told = labels[rows], predicted[rows]
+        f1 = f1_score(true, told, labels=np.unique(true), average="macro")
+        scores.append((np.mean(true == told), balanced_accuracy_score(true, told), f1))
+    low, high = np.quantile(scores, [0.025, 0.975], axis=0)
+    for i, metric in enumerate(_common.METRICS):
+        assert found[metric][1:] == pytest.approx((low[i], high[i]))
+
+
+def test_the_worst_source_is_the_smallest_and_its_interval_holds() -> None:
+    rng, covered, runs = RNG(2), 0, 100
+    rates = np.array([0.5, 0.55, 0.6, 0.9])
+    for _ in range(runs):
+        source = np.repeat(np.arange(4), 60)
+        test = made(np.zeros((240, 1)), np.ones(240, int), 2)
+        test = replace(test, sources=np.array([f"s{i}" for i in source]))
+        named = (rng.random(240) < rates[source]).astype(np.int64)
+        rows = {r["metric"]: r for r in _common.worst(test, named, 200)}
+        assert rows["accuracy"]["value"] == min(named[source == i].mean() for i in range(4))
+        assert rows["accuracy"]["n"] == 60
+        covered += rows["accuracy"]["low"] <= 0.5 <= rows["accuracy"]["high"]
+    assert covered >= binom.ppf(0.001, runs, 0.95)
+
+
+def test_a_source_with_few_images_is_not_the_worst() -> None:
+    test = made(np.zeros((70, 1)), np.ones(70, int), 2)
+    sources = np.array(["big"] * 30 + ["other"] * 30 + ["small"] * 10)
+    named = (sources != "small").astype(np.int64)
+    rows = _common.worst(replace(test, sources=sources), named, 20)
+    assert {r["value"] for r in rows} == {1.0}
+    assert not _common.worst(replace(test, sources=np.array(["one"] * 70)), named, 20)
 
 
 def test_rows_without_a_label_take_no_part() -> None:
@@ -480,7 +529,12 @@ def test_the_stage_writes_what_the_report_reads(products: Paths) -> None:
     assert list(table.columns) == evaluate.COLUMNS
     assert set(table["encoder"]) == {"pretrained", "random"}
     metrics = read_json(products.evaluation / "metrics.json")
-    assert set(metrics["pretrained"]) == {"knn", "linear", "rankme"}
+    # 12 dimensions fix no slope of a spectrum: alpha-ReQ is NaN, which JSON lacks.
+    assert set(metrics["pretrained"]) == set(Evaluate().measures) - {"alpha_req"}
+    main = table[(table["slice"] == "all") & (table["encoder"] == "random")].set_index("measure")
+    for measure, metric in (("linear", "accuracy"), ("rankme", "rankme")):
+        rows = main.loc[measure].set_index("metric")
+        assert metrics["random"][measure] == rows.loc[metric, "value"]
     assert metrics["pretrained"]["linear"] > metrics["random"]["linear"] + 0.3
     told = pd.read_parquet(products.evaluation / "test_predictions.parquet")
     assert len(told) == 60
@@ -493,7 +547,9 @@ def test_the_stage_writes_what_the_report_reads(products: Paths) -> None:
     assert set(rest["sha256"]) == set(told["sha256"])
     section = _results.evaluation(products)
     assert "s0, left out" in section["sources"]
+    assert "worst source" in section["sources"]
     assert "medium" in section["frequency"]
+    assert not [c for c in section["columns"] if "noise" in c or "ece" in c]
 
 
 def test_the_saved_head_is_the_one_that_was_measured(products: Paths) -> None:

@@ -11,10 +11,10 @@ LAYERS = [
     {"alarm", "errors", "types", "bands"},
     {"config", "plugins", "artifacts", "lock", "dist", "parallel", "progress", "s3"},
     {"images", "models", "heads", "stems", "augment", "shards", "losses", "packed"}
-    | {"decoding", "rejects", "store", "telemetry"},
+    | {"decoding", "engine", "forgotten", "rejects", "store", "telemetry"},
     {"reader", "upload"},
-    {"sources", "methods", "evaluate", "drift", "harm", "curation", "report"},
-    {"alerts", "checkpoints", "density", "gate", "guard", "registry", "sam"},
+    {"sources", "methods", "evaluate", "drift", "harm", "curation", "report", "validation"},
+    {"alerts", "audit", "checkpoints", "density", "gate", "guard", "registry", "sam", "synth"},
     {"accumulation", "checkpoint_writer", "compilation", "distribute", "optim", "preemption"},
     {"job"},
     {"feed"},

@@ -12,6 +12,7 @@ import yaml
 
 from pipelines import home, sensors
 from pipelines.definitions import defs
+from ssl_core import plugins
 from ssl_core.__main__ import CHAIN
 from ssl_core.artifacts import append_line, write_json
 from ssl_core.config import Deploy
@@ -20,6 +21,7 @@ from ssl_core.stages import trigger
 ROOT = Path(__file__).parent.parent
 OTHERS = {
     "analyse",
+    "audit",
     "raw_images",
     "collected",
     "predictions",
@@ -27,6 +29,7 @@ OTHERS = {
     "repair",
     "watch",
     "report",
+    *(f"study_{name}" for name in plugins.names("studies")),
 }
 
 
@@ -66,7 +69,7 @@ def test_chain_of_the_command_is_the_graph_in_order() -> None:
 def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
     for asset in defs.assets or []:
         for spec in asset.specs if isinstance(asset, dg.AssetsDefinition) else [asset]:
-            assert spec.group_name in ("data", "model", "deployment"), spec.key
+            assert spec.group_name in ("data", "model", "deployment", "studies"), spec.key
             assert spec.description, spec.key
         if isinstance(asset, dg.AssetsDefinition):
             assert asset.op.pool in ("gpu", "io"), asset.key
@@ -75,6 +78,9 @@ def test_every_asset_has_a_group_a_pool_and_a_description() -> None:
     assert {*OTHERS, *CHAIN} == keys
     assert set(checks) == {
         "data_is_valid",
+        "seed_features_are_sound",
+        "shards_are_sound",
+        "features_are_sound",
         "challenger_is_better",
         "day_is_normal",
         "harm_is_repaired",
@@ -86,9 +92,10 @@ def test_the_code_location_loads() -> None:
 
 
 def test_validation_blocks() -> None:
-    from assets.validate import CHECK
+    from assets import embed, seed_embed, shard, validate
 
-    assert CHECK.blocking
+    for module in (validate, seed_embed, shard, embed):
+        assert module.CHECK.blocking
 
 
 def test_schedules_and_sensors_are_there() -> None:

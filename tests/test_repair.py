@@ -259,6 +259,11 @@ def test_the_champion_itself_and_a_forgetful_head_are_refused(case: Any) -> None
     assert not found["passed"]
     assert "points is not proven on the old images" in found["reason"]
     assert "proven worse on old:a, old:b" in found["reason"]
+    gone = settings(repair__old_margin=1)  # the old images do not come any more
+    found, _, _ = _judge.judge(case.evidence, forgetful, 0.3, 0.95, gone)
+    assert found["passed"], found["reason"]
+    assert not any(name.startswith("old:") for name in found["slices"])
+    assert found["old"]["difference"] < -0.03  # told all the same
 
 
 # ---- whole repairs -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ssl_core.artifacts import read_json
 from ssl_core.config import Config, Paths, load
 from ssl_core.errors import HeadwaterError
 from ssl_core.stages import _gate, ingest, validate
-from ssl_core.stages.validate import CRITICAL, Outcome
+from ssl_core.validation._gx import CRITICAL, Outcome
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 LIMITS = {"min_images": 10, "min_classes": 2, "max_unlabelled_share": 0.5, "max_reject_share": 0.2}
@@ -60,7 +60,7 @@ def test_a_good_manifest_passes_every_rule() -> None:
     outcomes, bad = judge(frame_of(), rejected=5)  # 5 of 25: exactly the limit
     assert failed(outcomes) == []
     assert bad.to_dict("list") == {"path": [], "reason": []}
-    assert len({o.rule.name for o in outcomes}) == len(outcomes) == 18
+    assert len({o.rule.name for o in outcomes}) == len(outcomes) == 24
     assert all(o.record()["unexpected"] == 0 for o in outcomes)
 
 
@@ -150,7 +150,14 @@ def test_a_bad_data_set_fails_the_one_rule_it_breaks(
     outcomes, bad = judge(frame, rejected)
     assert failed(outcomes) == failed(outcomes, CRITICAL) == [rule]
     assert [o.record() for o in outcomes if not o.success] == [
-        {"name": rule, "severity": "critical", "success": False, "unexpected": 1, "detail": detail}
+        {
+            "suite": "labels" if "class" in rule or "unlabelled" in rule else "manifest",
+            "name": rule,
+            "severity": "critical",
+            "success": False,
+            "unexpected": 1,
+            "detail": detail,
+        }
     ]
     assert len(bad) == 0
 
@@ -199,7 +206,7 @@ def test_the_report_has_its_form_and_equal_inputs_give_equal_bytes(project: Path
     assert set(report) == {"success", "expectations", "issues", "counts"}
     assert report["success"] is counts["success"] is True
     for record in report["expectations"]:
-        assert set(record) == {"name", "severity", "success", "unexpected", "detail"}
+        assert set(record) == {"suite", "name", "severity", "success", "unexpected", "detail"}
         assert record["severity"] in ("critical", "warning")
     assert set(report["issues"]) == set(validate.ISSUES)
     frame = pd.read_parquet(paths.validation / "issues.parquet")

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from .. import embed, models
 from ..errors import HeadwaterError
+from ..evaluate import _common, _head, linear
 from ..finetune import Source
 from ..types import Array, Embeddings
 
 Row = dict[str, Any]
 Rows = NDArray[np.int64]
 NAN = float("nan")
+NOT_JUDGED = 255  # in masks
+DRAWS = 200  # bootstrap draws of an interval
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,25 @@ class Masks:
                 with Image.open(file or "") as image:
                     if image.mode not in ("L", "P", "1"):
                         raise UnidentifiedImageError(f"mode {image.mode}")
-                    small = image.convert("L") if image.mode == "1" else image
-                    out[place] = np.asarray(small.resize((side, side), Image.Resampling.NEAREST))
+                    out[place] = _fitted(image.convert("L") if image.mode == "1" else image, side)
             except (OSError, UnidentifiedImageError) as error:
                 rule = f"is no mask ({error})"
                 fix = "save masks as PNG of mode L, P or 1 (analyse.masks)"
                 raise HeadwaterError(file, rule, fix) from error
         return out
+
+
+def _fitted(image: Any, side: int) -> NDArray[np.uint8]:
+    """A mask as the reader fits its image: whole on a square; what lies beside is not judged."""
+    from PIL import Image
+
+    scale = side / max(image.size)
+    width, height = (max(1, round(length * scale)) for length in image.size)
+    small = image.resize((width, height), Image.Resampling.NEAREST)
+    out = np.full((side, side), NOT_JUDGED, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    out[top : top + height, left : left + width] = np.asarray(small)
+    return out
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,33 @@ class Subject:
     def test(self) -> Embeddings:
         """The test split."""
         return embed.rows(self.rows, ~self.is_train)
+
+    @cached_property
+    def head(self) -> _head.Head:
+        """The linear probe of the training split, fitted on features of clean images.
+
+        Raises:
+            HeadwaterError: training labels of fewer than two classes (see :attr:`unlabelled`).
+        """
+        return linear.fit(self.train)
+
+    @property
+    def unlabelled(self) -> str:
+        """Why nothing that names images can be measured; empty if it can."""
+        for name, part in (("training", self.train), ("test", self.test)):
+            if len(np.unique(part.labels[part.labels >= 0])) < 2:
+                return f"the {name} images hold labels of fewer than two classes"
+        return ""
+
+    def average(self, metric: str, values: Any, rows: Rows, slice_: str = "all") -> Row:
+        """The mean of values (B,), one for each of ``rows``, with its interval over groups.
+
+        NaN values, of images that a measure says nothing about, are left out.
+        """
+        values = np.asarray(values, np.float64)
+        live = np.isfinite(values)
+        found = _common.difference(values[live], self.rows.groups[rows][live], DRAWS)
+        return row(metric, found[0], int(live.sum()), slice_, found[1:])
 
     def draw(self, count: int, split: str = "test", labelled: bool = False) -> Rows:
         """At most ``count`` row numbers of a split, ascending, drawn by the seed."""

@@ -10,19 +10,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .. import forgotten
 from ..artifacts import write_bytes
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..s3 import SCHEME
 from ..sources import webdataset
-from ..stages import _facts, recommend
+from ..stages import _corrections, _facts, recommend
 from ._common import LOGIN
 from ._look import Found
 
 STEP, LEAST_SIDE = 16, 32  # image sides are multiples of a ViT's patch; below 32 px CNNs see little
 HEAD = "# What differs from the defaults; `headwater config show` has all. By `headwater init`."
 GRAPH_HEAD = "# The graph of record. Every command is one stage of `headwater`."
-IGNORED = "/raw\n/deploy\n/products\n/registry\n/collected/*\n!/collected/.gitkeep\n"
+IGNORED = "/raw\n/deploy\n/products\n/history\n/registry\n/collected/*\n!/collected/.gitkeep\n"
 DVC_CONFIG = """\
 [core]
     analytics = false
@@ -133,7 +134,8 @@ def graph(source: str) -> dict[str, Any]:
     tree = template()
     ingest = tree["stages"]["ingest"]
     names = [] if source.startswith(SCHEME) else webdataset.expand(source)
-    ingest["deps"] = list(dict.fromkeys([*names, "data/collected"]))
+    own = ["data/collected", "data/corrections.csv", "data/forgotten.csv"]
+    ingest["deps"] = list(dict.fromkeys([*names, *own]))
     if source.startswith(SCHEME) or source.endswith((".csv", ".parquet")):
         ingest["always_changed"] = True
     return tree
@@ -156,6 +158,8 @@ def write(project: Path, source: str, tree: dict[str, Any]) -> list[str]:
     graph_text = yaml.safe_dump(graph(source), sort_keys=False, width=100)
     texts = {
         "data/collected/.gitkeep": "",
+        "data/corrections.csv": _corrections.HEAD,
+        "data/forgotten.csv": forgotten.EMPTY,
         "data/.gitignore": IGNORED,
         ".gitignore": _ignored(source),
         "dvc.yaml": f"{GRAPH_HEAD}\n{graph_text}",

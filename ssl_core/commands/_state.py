@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import forgotten
 from ..artifacts import LINEAGE, read_json, read_lines, sha256_file
 from ..s3 import SCHEME
 from ._common import CHAIN, PRODUCTS
@@ -27,7 +28,7 @@ SECTIONS = {
     "ingest": ("data",),
     "validate": ("validate", "data"),
     "seed_embed": ("seed_encoder",),
-    "curate": ("curate", "data", "seed"),
+    "curate": ("curate", "data", "seed", "synthesise"),
     "shard": ("shard", "data"),
     "pretrain": ("pretrain", "seed"),
     "embed": ("embed", "seed"),
@@ -96,6 +97,9 @@ def _standing(cfg: Config, paths: Paths, stage: str, before: dict[str, Standing]
             why.append(f"{name} is another one now")
     if stage == "ingest":
         why += _changed_files(cfg, paths)
+        file = paths.corrections
+        if own["inputs"].get("corrections") != (sha256_file(file) if file.exists() else None):
+            why.append(f"{file.name} is another one now")
     return Standing(stage, "stale" if why else "fresh", tuple(why), own["counts"])
 
 
@@ -103,7 +107,8 @@ def _changed_config(cfg: Config, stage: str, recorded: dict[str, Any]) -> Iterat
     """Options that a product was made with and that differ now."""
     now: dict[str, Any] = {}
     for name in reversed(SECTIONS[stage]):
-        now |= cfg.section(name)
+        section = cfg.section(name)
+        now |= {name: section} if name == "synthesise" else section  # recorded as one value
     now["baselines"] = [b for b in cfg.evaluate.baselines if stage != "embed" or b != "seed"]
     for key, value in recorded.items():
         if key in now and now[key] != value:
@@ -135,7 +140,19 @@ def _changed_files(cfg: Config, paths: Paths) -> list[str]:
         except HeadwaterError as error:
             return [str(error)]
     texts = {"new": len(seen - names), "gone": len(names - seen), "changed": changed}
+    texts["forgotten"] = _forgotten(paths)
     return [f"{n} images {what}" for what, n in texts.items() if n]
+
+
+def _forgotten(paths: Paths) -> int:
+    """Images of the manifest that were forgotten since."""
+    import pyarrow.parquet as pq
+
+    gone = forgotten.read(paths.forgotten)
+    if not gone:
+        return 0
+    table = pq.read_table(paths.manifest / "manifest.parquet", columns=["sha256"])
+    return len(gone.intersection(table["sha256"].to_pylist()))
 
 
 def _cache(cfg: Config) -> str:

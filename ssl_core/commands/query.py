@@ -24,7 +24,7 @@ def views(paths: Paths) -> dict[str, str]:
         "shards": (paths.shards, "index.parquet"),
         "evaluation": (paths.evaluation, "results.parquet"),
         "test_predictions": (paths.evaluation, "test_predictions.parquet"),
-        "analysis": (paths.reports / "analysis", "results.parquet"),
+        "analysis": (paths.analysis, "results.parquet"),
         "predictions": (paths.predictions, "*/*.parquet"),
         "monitor": (paths.monitor, "*/*.parquet"),
     }

@@ -5,19 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import forgotten
 from ..artifacts import sha256_file
 from ..errors import HeadwaterError
+from . import _sightings
 from ._common import Json, emit, table
+from ._sightings import Row
+from ._sightings import table as _table
 
 if TYPE_CHECKING:
     from ..config import Paths
 
 SHORTEST = 6  # hex digits of a prefix
-Row = dict[str, Any]
+CURATED = (
+    "path",
+    "source",
+    "split",
+    "keep",
+    "reason",
+    "detail",
+    "dup_group",
+    "dup_of",
+    "cluster",
+)
 
 
 def command(
@@ -55,21 +69,42 @@ def trace(paths: Paths, image: str) -> Row:
         "paths": sorted(refs),
         "manifest": known,
         "rejects": [r for ref in refs for r in _rejects(paths, ref)],
+        "correction": _correction(paths, sha),
         "validation": _validation(paths, sha, refs) if known else {},
-        "curation": [_pick(r, ("path", "split", "keep", "reason", "cluster")) for r in curated],
+        "curation": [_pick(r, CURATED) for r in curated],
         "copies": _copies(paths, curated),
         "shard": [
             _pick(r, ("shard", "split", "key", "ext", "offset", "size"))
             for r in _rows(paths.shards / "index.parquet", "key", sha)
         ],
         "test": _rows(paths.evaluation / "test_predictions.parquet", "sha256", sha),
-        "models": list(_models(paths, sha, {r["group"] for r in curated})),
+        "models": list(_sightings.models(paths, sha, {r["group"] for r in curated})),
         "predictions": list(_predictions(paths, sha)),
+        "forgotten": [r for r in forgotten.entries(paths.forgotten) if r["sha256"] == sha],
     }
     if not any(v for k, v in found.items() if k not in ("sha256", "paths")):
         rule = "is in no manifest, reject list, shard, model or prediction log of this project"
         raise HeadwaterError(f"image {image}", rule, "run headwater ingest, or check the name")
-    return found
+    return found | {"verdict": verdict(found)}
+
+
+def verdict(found: Row) -> str:
+    """What became of it, in one sentence; the furthest place that it reached."""
+    if found["forgotten"]:
+        return "forgotten: it is never taken again"
+    if found["rejects"] and not found["manifest"]:
+        return f"rejected at ingest ({found['rejects'][0]['reason']})"
+    kept = [r for r in found["curation"] if r["keep"]]
+    if kept and kept[0]["split"] == "test":
+        return "held out: evaluated on, never trained on"
+    if kept:
+        made = str(kept[0].get("source", "")).startswith("synthetic:")
+        return f"kept for training, {kept[0]['source']}" if made else "kept for training"
+    if found["curation"]:
+        return f"left out by curation ({found['curation'][0]['reason']})"
+    if found["validation"].get("quarantined"):
+        return "quarantined by validation"
+    return "in the manifest, not yet curated" if found["manifest"] else "known from deployment only"
 
 
 # ---- which image -------------------------------------------------------------------------------
@@ -102,9 +137,13 @@ def _by_prefix(paths: Paths, prefix: str) -> tuple[str, set[str]]:
         rule = f"is no file, no ref of the manifest, and no {SHORTEST} to 64 hex digits of a sha256"
         raise HeadwaterError(f"image '{prefix[:120]}'", rule, "check the name")
     found: dict[str, set[str]] = {}
-    for file in (paths.manifest / "manifest.parquet", *_logs(paths)):
+    curated = paths.curated / "curated.parquet"  # synthetic images are in no manifest
+    for file in (paths.manifest / "manifest.parquet", curated, *_logs(paths)):
         for row in _starting(file, prefix):
             found.setdefault(row["sha256"], set()).add(row["path"])
+    for row in forgotten.entries(paths.forgotten):
+        if row["sha256"].startswith(prefix):
+            found.setdefault(row["sha256"], set())
     if len(found) > 1:
         names = ", ".join(sorted(found)[:3])
         raise HeadwaterError(f"prefix {prefix}", f"fits {len(found)} images ({names})", "give more")
@@ -114,15 +153,6 @@ def _by_prefix(paths: Paths, prefix: str) -> tuple[str, set[str]]:
 
 
 # ---- reading -----------------------------------------------------------------------------------
-
-
-def _table(file: Path, condition: Any, columns: list[str] | None = None) -> list[Row]:
-    import pyarrow.parquet as pq
-
-    if not file.exists():
-        return []
-    found: list[Row] = pq.read_table(file, columns=columns, filters=condition).to_pylist()
-    return found
 
 
 def _rows(file: Path, column: str, value: str) -> list[Row]:
@@ -141,6 +171,13 @@ def _pick(row: Row, keys: tuple[str, ...]) -> Row:
 
 def _rejects(paths: Paths, ref: str) -> list[Row]:
     return _rows(paths.manifest / "rejects.parquet", "path", ref)
+
+
+def _correction(paths: Paths, sha: str) -> Row:
+    """What people decided about its label."""
+    from ..stages import _corrections
+
+    return dict(_corrections.read(paths.corrections).get(sha, {}))
 
 
 def _validation(paths: Paths, sha: str, refs: set[str]) -> Row:
@@ -164,15 +201,6 @@ def _copies(paths: Paths, curated: list[Row]) -> list[Row]:
     return [_pick(r, keys) for r in rows if r["path"] not in own]
 
 
-def _models(paths: Paths, sha: str, groups: set[str]) -> Iterator[Row]:
-    """Models that trained on it, or on another image of its group."""
-    for file in sorted(paths.registry.glob("models/*/seen.parquet")):
-        if _rows(file, "sha256", sha):
-            yield {"model": file.parent.name, "trained_on": "this image"}
-        elif groups and _table(file, [("group", "in", sorted(groups))]):
-            yield {"model": file.parent.name, "trained_on": "another image of its group"}
-
-
 def _logs(paths: Paths) -> list[Path]:
     places = (paths.predictions, *paths.deploy.glob("shadow/*"))
     return sorted(f for p in places for f in p.glob("date=*/part-*.parquet"))
@@ -192,16 +220,23 @@ def _predictions(paths: Paths, sha: str) -> Iterator[Row]:
 def text(found: Row) -> str:
     """One line per place."""
     rows = [("sha256", found["sha256"] or "unknown: it could not be read")]
-    rows += [("path", p) for p in found["paths"]]
+    rows += [("verdict", found["verdict"]), *(("path", p) for p in found["paths"])]
+    rows += [("forgotten", f"{r['requested_at']} {r['reason']}") for r in found["forgotten"]]
     rows += [("rejected", f"{r['reason']}: {r['detail']}") for r in found["rejects"]]
     rows += [("manifest", _said(r, ("label", "group", "source"))) for r in found["manifest"]]
+    if found["correction"]:
+        rows.append(("corrected", _said(found["correction"], ("given", "label"))))
     if found["validation"]:
         v = found["validation"]
         said = ", ".join(v["issues"]) or ("no issue" if v["examined"] else "not looked at")
         rows.append(("validation", ("quarantined; " if v["quarantined"] else "passed; ") + said))
     for r in found["curation"]:
-        fate = "kept" if r["keep"] else f"dropped ({r['reason']})"
-        rows.append(("curation", f"{fate}, split {r['split']}, cluster {r['cluster']}"))
+        why = ": ".join(part for part in (r["reason"], r.get("detail")) if part)
+        fate = "kept" if r["keep"] else f"dropped ({why})"
+        if not r["keep"] and r.get("dup_of"):
+            fate += f", for {r['dup_of'][:12]}"
+        group = "no copies" if r["dup_group"] < 0 else f"duplicate group {r['dup_group']}"
+        rows.append(("curation", f"{fate}, split {r['split']}, cluster {r['cluster']}, {group}"))
     rows += [
         ("copy", f"{r['path']} ({'kept' if r['keep'] else r['reason']})") for r in found["copies"]
     ]
@@ -209,7 +244,10 @@ def text(found: Row) -> str:
         ("shard", f"{r['shard']} at byte {r['offset']}, {r['size']} bytes") for r in found["shard"]
     ]
     rows += [("held out", _said(r, ("label", "prediction", "confidence"))) for r in found["test"]]
-    rows += [("model", f"{r['model']} trained on {r['trained_on']}") for r in found["models"]]
+    rows += [
+        ("model", f"{r['model']} ({r['state']}) trained on {r['trained_on']}")
+        for r in found["models"]
+    ]
     rows += [
         ("predicted", f"{r['date']} {_said(r, ('prediction', 'confidence', 'label', 'model'))}")
         for r in found["predictions"]

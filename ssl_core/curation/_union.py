@@ -34,6 +34,11 @@ def same(values: pd.Series) -> Pairs:
     return np.stack([order[:-1][equal], order[1:][equal]], axis=1).astype(np.int64)
 
 
+def label_codes(labels: pd.Series) -> Ints:
+    """Labels as integers, -1 for none: (N,) -> (N,)."""
+    return np.asarray(pd.Categorical(labels).codes, dtype=np.int64)
+
+
 def duplicate_groups(frame: pd.DataFrame, pairs: Pairs) -> Ints:
     """Merge new duplicate ``pairs`` (row positions) into the frame's ``dup_group``: -> (N,).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,7 @@ from ..config import Evaluate
 from ..errors import HeadwaterError
 from ..types import Array, Embeddings, Labels
 
+Real = TypeVar("Real", bound=np.floating)
 Row = dict[str, Any]
 Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
@@ -23,9 +24,12 @@ Predict = Callable[[Embeddings, Array], Labels]  # fit on the first, name rows o
 LEVEL = 0.95
 SEED = 0
 SOURCES = 8  # sources left out in turn at most: each costs a fit
+ENOUGH = 20  # labelled test images from which a source may be the worst one
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 LARGE = 2**31  # multiplications per product from which threads pay
 CELLS = 2**22  # bootstrap weights held at once
 NAN = float("nan")
+NONE = (NAN, NAN)  # no interval
 
 
 def take(e: Embeddings, mask: Mask) -> Embeddings:
@@ -45,6 +49,32 @@ def labelled(e: Embeddings) -> Embeddings:
     return take(e, e.labels >= 0)
 
 
+def unit(x: NDArray[Real]) -> NDArray[Real]:
+    """Rows (N, D) scaled to length one; zero rows stay zero."""
+    result: NDArray[Real] = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return result
+
+
+def noise(shape: tuple[int, int]) -> Matrix:
+    """Standard normal features (N, D): what a measure says of an encoder that says nothing."""
+    return np.random.default_rng(SEED).normal(size=shape)
+
+
+def row(
+    metric: str, value: float, n: int, slice_: str = "all", interval: tuple[float, float] = NONE
+) -> Row:
+    """One row of a measure."""
+    low, high = interval
+    return {
+        "slice": slice_,
+        "metric": metric,
+        "value": float(value),
+        "low": float(low),
+        "high": float(high),
+        "n": int(n),
+    }
+
+
 def require_labels(train: Embeddings) -> Embeddings:
     """The labelled rows to fit on.
 
@@ -60,15 +90,16 @@ def require_labels(train: Embeddings) -> Embeddings:
 
 
 def threads(multiplications: int) -> AbstractContextManager[Any]:
-    """One BLAS thread for small problems; ``multiplications`` in one matrix product.
+    """One thread for small problems; ``multiplications`` in one matrix product.
 
-    NumPy and SciPy each bring a pool, and idle threads spin: between small products they cost
-    more than they give (on a busy 2-core machine 100 times a whole fit).
+    NumPy, SciPy and faiss each bring a pool, and idle threads spin: between small products they
+    cost more than they give (on a busy 2-core machine 100 times a whole fit).
     """
+    import faiss  # noqa: F401  # pools that are loaded later are not limited
+    import scipy.linalg  # noqa: F401
     from threadpoolctl import threadpool_limits
 
-    limit = 1 if multiplications < LARGE else None
-    limits: AbstractContextManager[Any] = threadpool_limits(limit, user_api="blas")
+    limits: AbstractContextManager[Any] = threadpool_limits(1 if multiplications < LARGE else None)
     return limits
 
 
@@ -87,7 +118,8 @@ def resample(totals: Any, draws: int, seed: int) -> Matrix:
         count = min(step, draws - first)
         drawn = rng.integers(0, groups, (count, groups)) + groups * np.arange(count)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=count * groups).reshape(count, groups)
-        parts.append(np.asarray((totals.T @ weights.T).T, np.float64))
+        with threads(count * groups * totals.shape[1]):
+            parts.append(np.asarray((totals.T @ weights.T).T, np.float64))
     return np.concatenate(parts)
 
 
@@ -118,34 +150,51 @@ def difference(
     return float(values.mean()), *spread(drawn[:, 0] / drawn[:, 1], level)
 
 
-def _means(right: Matrix, count: Matrix) -> tuple[Matrix, Matrix]:
-    """Accuracy and mean recall (B,) from per-class counts (B, C); absent classes are left out."""
+def _means(right: Matrix, count: Matrix, named: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """``METRICS`` (B,) from (B, C): right, true and named images by class.
+
+    Classes without images are left out of both means.
+    """
     present = count > 0
-    recall = np.divide(right, count, out=np.zeros_like(right), where=present)
-    return right.sum(1) / count.sum(1), recall.sum(1) / present.sum(1)
+
+    def over_classes(part: Matrix, whole: Matrix) -> Matrix:
+        share = np.divide(part, whole, out=np.zeros_like(part), where=present)
+        mean: Matrix = share.sum(1) / present.sum(1)
+        return mean
+
+    accuracy = right.sum(1) / count.sum(1)
+    return accuracy, over_classes(right, count), over_classes(2 * right, count + named)
 
 
 def shares(
-    predicted: Labels, labels: Labels, groups: NDArray[np.str_], draws: int
+    predicted: Labels,
+    labels: Labels,
+    groups: NDArray[np.str_],
+    draws: int,
+    level: float = LEVEL,
 ) -> dict[str, Interval]:
-    """Accuracy and balanced accuracy (mean recall of the classes present), with intervals."""
+    """Accuracy, balanced accuracy and macro-F1, with intervals.
+
+    The last two are means of recall and F1 over the classes that ``labels`` hold.
+    """
     from scipy.sparse import csr_matrix, hstack
 
-    metrics = ("accuracy", "balanced_accuracy")
     if not len(labels):
-        return dict.fromkeys(metrics, (NAN, NAN, NAN))
-    (_, row), (_, column) = (np.unique(x, return_inverse=True) for x in (groups, labels))
-    count = csr_matrix((np.ones(len(row)), (row, column)))  # equal places are summed: (G, C)
-    right = csr_matrix(((predicted == labels).astype(np.float64), (row, column)), count.shape)
-    classes = count.shape[1]
-    whole = np.asarray(hstack([right, count]).sum(axis=0), np.float64).reshape(1, -1)
-    values = _means(whole[:, :classes], whole[:, classes:])
-    if count.shape[0] < 2:
-        return {m: (float(v[0]), NAN, NAN) for m, v in zip(metrics, values, strict=True)}
-    drawn = resample(hstack([right, count]).tocsr(), draws, SEED)
-    samples = _means(drawn[:, :classes], drawn[:, classes:])
-    both = zip(metrics, values, samples, strict=True)
-    return {m: (float(v[0]), *spread(s)) for m, v, s in both}
+        return dict.fromkeys(METRICS, (NAN, NAN, NAN))
+    _, row = np.unique(groups, return_inverse=True)
+    names, codes = np.unique(np.concatenate([labels, predicted]), return_inverse=True)
+    true, named = np.split(codes, 2)
+    shape, ones = (int(row.max()) + 1, len(names)), np.ones(len(row))
+    hit = (true == named).astype(np.float64)
+    parts = ((hit, true), (ones, true), (ones, named))  # equal places are summed: (G, C) each
+    totals = hstack([csr_matrix((v, (row, c)), shape) for v, c in parts]).tocsr()
+    whole = np.asarray(totals.sum(axis=0), np.float64).reshape(1, -1)
+    values = _means(*np.split(whole, 3, axis=1))
+    if shape[0] < 2:
+        return {m: (float(v[0]), NAN, NAN) for m, v in zip(METRICS, values, strict=True)}
+    samples = _means(*np.split(resample(totals, draws, SEED), 3, axis=1))
+    both = zip(METRICS, values, samples, strict=True)
+    return {m: (float(v[0]), *spread(s, level)) for m, v, s in both}
 
 
 # ---- slices ------------------------------------------------------------------------------------
@@ -170,10 +219,31 @@ def slices(train: Embeddings, test: Embeddings, cfg: Evaluate) -> dict[str, Mask
 
 def _rows(name: str, predicted: Labels, test: Embeddings, draws: int) -> list[Row]:
     found = shares(predicted, test.labels, test.groups, draws)
-    return [
-        {"slice": name, "metric": metric, "value": v, "low": low, "high": high, "n": len(test)}
-        for metric, (v, low, high) in found.items()
-    ]
+    return [row(m, v, len(test), name, (low, high)) for m, (v, low, high) in found.items()]
+
+
+def worst(test: Embeddings, predicted: Labels, draws: int) -> list[Row]:
+    """The smallest values over sources of at least ``ENOUGH`` images, if there are two such.
+
+    The minimum of noisy values is too small on average. So its interval is that of the smallest
+    true value: the sources' own intervals hold together (Bonferroni), and their smallest bounds
+    enclose it.
+    """
+    names, count = np.unique(test.sources, return_counts=True)
+    names = names[count >= ENOUGH]
+    if len(names) < 2:
+        return []
+    level, found = 1 - (1 - LEVEL) / len(names), []
+    for name in names:
+        mine = test.sources == name
+        own = shares(predicted[mine], test.labels[mine], test.groups[mine], draws, level)
+        found.append((own, int(mine.sum())))
+    rows = []
+    for metric in METRICS:
+        value, n = min((own[metric][0], n) for own, n in found)
+        low, high = (float(np.min([own[metric][i] for own, _ in found])) for i in (1, 2))
+        rows.append(row(metric, value, n, "worst:source", (low, high)))
+    return rows
 
 
 def unseen(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict) -> list[Row]:
@@ -194,7 +264,7 @@ def by_slice(train: Embeddings, test: Embeddings, cfg: Evaluate, predicted: Labe
     found = []
     for name, mask in slices(train, test, cfg).items():
         found += _rows(name, predicted[mask], take(test, mask), cfg.bootstrap)
-    return found
+    return found + worst(test, predicted, cfg.bootstrap)
 
 
 def table(train: Embeddings, test: Embeddings, cfg: Evaluate, predict: Predict) -> list[Row]:

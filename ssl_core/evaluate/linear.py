@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..config import Evaluate
 from ..types import Array, Embeddings, Labels
-from . import _common
+from . import _calibration, _common
 from ._head import Head, softmax
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, strongest penalty first
@@ -204,8 +204,22 @@ def predict(train: Embeddings, features: Array) -> Labels:
     return named(fit(train), train, features)
 
 
+def calibration(head: Head, test: Embeddings, cfg: Evaluate) -> list[_common.Row]:
+    """How right the head's probabilities are, on the whole test split and by source."""
+    column = {name: i for i, name in enumerate(head.classes)}
+    place = np.array([column.get(name, -1) for name in test.classes], np.int64)
+    p, target = head.probabilities(test.features), place[test.labels]
+    found = []
+    for name in ("", *np.unique(test.sources)):
+        mask = (test.sources == name) | (name == "")
+        groups = test.groups[mask]
+        where = f"source:{name}" if name else "all"
+        found += _calibration.rows(where, p[mask], target[mask], groups, cfg.bootstrap)
+    return found
+
+
 def rows(head: Head, train: Embeddings, test: Embeddings, cfg: Evaluate) -> list[_common.Row]:
-    """Accuracy by slice of a head that was fitted on ``train``.
+    """Accuracy by slice, and calibration, of a head that was fitted on ``train``.
 
     The probes of the left-out sources take its penalty: one number, which a choice of their own
     would cost four more fits each.
@@ -216,11 +230,12 @@ def rows(head: Head, train: Embeddings, test: Embeddings, cfg: Evaluate) -> list
 
     train, test = _common.require_labels(train), _common.labelled(test)
     found = _common.by_slice(train, test, cfg, named(head, train, test.features))
-    return found + _common.unseen(train, test, cfg, again)
+    found += _common.unseen(train, test, cfg, again)
+    return found + calibration(head, test, cfg)
 
 
 def run(train: Embeddings, test: Embeddings, cfg: Evaluate) -> list[_common.Row]:
-    """Accuracy by slice.
+    """Accuracy by slice, and calibration.
 
     Raises:
         HeadwaterError: training labels of fewer than two classes.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import Evaluate
-from ..types import Array, Embeddings
+from ..types import Embeddings
 from . import _common
 
 EPSILON = 1e-7  # the paper's
 
 
-def rankme(features: Array) -> float:
+def rankme(features: NDArray[np.floating]) -> float:
     """exp of the entropy of the singular values of (N, D), not centred: 1 to min(N, D).
 
     NaN where all features are zero. Values compare only at equal N, D and data, and a high rank
@@ -26,15 +27,12 @@ def rankme(features: Array) -> float:
 
 
 def run(train: Embeddings, test: Embeddings, cfg: Evaluate) -> list[_common.Row]:
-    """One row on the test features; labels play no part."""
-    value = rankme(test.features) if len(test) else _common.NAN
+    """On the test features as they are, centred, and on noise of their shape; no labels."""
+    x, n = test.features, len(test)
+    if not n:
+        return [_common.row("rankme", _common.NAN, 0)]
     return [
-        {
-            "slice": "all",
-            "metric": "rankme",
-            "value": value,
-            "low": _common.NAN,
-            "high": _common.NAN,
-            "n": len(test),
-        }
+        _common.row("rankme", rankme(x), n),
+        _common.row("rankme_centred", rankme(x - x.mean(axis=0)), n),
+        _common.row("rankme_noise", rankme(_common.noise(x.shape)), n),
     ]

@@ -22,6 +22,7 @@ from ..evaluate._head import Head
 from ..finetune import Rows
 from ..reader import ShardReader
 from ..registry import Model
+from ..shards import synthetic
 from ..types import Array, Embeddings, Labels
 
 REPEAT = 8  # times a fresh image may stand for itself at most
@@ -113,7 +114,8 @@ class Pool:
         self.reader, self.fresh, self.side = ShardReader(shards, "train", size), fresh, size
         self.channels = self.reader.channels
         old = self.reader.frame
-        label = np.r_[old["label"].fillna("").to_numpy(str), fresh.labels]
+        told = old["label"].fillna("").mask(synthetic(old["source"]), "")  # heads see real ones
+        label = np.r_[told.to_numpy(str), fresh.labels]
         self.groups: Text = np.r_[old["group"].to_numpy(str), fresh.groups]
         self.sha256: Text = np.r_[old["key"].to_numpy(str), fresh.sha256]
         self.sources: Text = np.r_[old["source"].to_numpy(str), np.full(len(fresh), "deployment")]

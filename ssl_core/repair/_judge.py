@@ -151,17 +151,22 @@ def kinship(a: Array, b: Array) -> float:
 def _reason(
     gain: gate.Slice, old: gate.Slice, harmed: list[str], regained: float, cfg: Config
 ) -> str:
-    margin, found = cfg.promote.margin, []
+    margin, found = cfg.repair.old_margin, []
     if not gate.better(gain):
         found.append("no gain is proven")
     if regained < cfg.repair.regain:
         found.append(f"{regained:.0%} of the loss came back, {cfg.repair.regain:.0%} needed")
-    if not gate.not_inferior(old, margin):
+    if not _spared(old, cfg):
         found.append(f"a loss below {100 * margin:g} points is not proven on the old images")
     if harmed:
         found.append(f"proven worse on {', '.join(harmed)}")
     text = f"fresh {gate.say(gain)}; old {gate.say(old)}"
     return f"{'Refused: ' + '; '.join(found) if found else 'Passed'} ({text})."
+
+
+def _spared(old: gate.Slice, cfg: Config) -> bool:
+    """Whether the old images lose no more than they may."""
+    return cfg.repair.old_margin >= 1 or gate.not_inferior(old, cfg.repair.old_margin)
 
 
 def judge(
@@ -171,23 +176,23 @@ def judge(
 
     Passed is a candidate that is proven better on the new images (``level`` counts all looks at
     them), wins back ``repair.regain`` of the loss at the point estimate, is proven to lose less
-    than ``promote.margin`` on the old ones, and is on no slice proven worse by more than that.
+    than ``repair.old_margin`` on the old ones, and is on no slice proven worse by more than
+    ``promote.margin``. With an ``old_margin`` of 1 slices hold new images only.
     """
     frame, own = evidence.scored(candidate, cfg.repair.metric)
     rule = cfg.promote
-    gain = gate.compare(frame[frame["part"] == "new"], rule, level, cfg.seed)
+    new = frame[frame["part"] == "new"]
+    counted = new if cfg.repair.old_margin >= 1 else frame
+    gain = gate.compare(new, rule, level, cfg.seed)
     old = gate.compare(frame[frame["part"] != "new"], rule, rule.level, cfg.seed)
     parts = {
         name: gate.compare(part, rule, rule.level, cfg.seed)
-        for name, part in slices(frame, evidence.seen)
+        for name, part in slices(counted, evidence.seen)
     }
     harmed = [name for name, part in parts.items() if gate.worse(part, rule.margin)]
     regained = gain["difference"] / lost if lost else 1.0
     passed = (
-        gate.better(gain)
-        and gate.not_inferior(old, rule.margin)
-        and regained >= cfg.repair.regain
-        and not harmed
+        gate.better(gain) and _spared(old, cfg) and regained >= cfg.repair.regain and not harmed
     )
     verdict: dict[str, Any] = {
         "passed": bool(passed),

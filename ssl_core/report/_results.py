@@ -14,7 +14,17 @@ from ._sections import Section, drawing, missing
 
 OURS = "pretrained"
 GROUPS = ("many", "medium", "few")
-NAMES = {"knn": "kNN", "linear": "linear probe", "rankme": "RankMe"}
+NAMES = {
+    "knn": "kNN",
+    "linear": "linear probe",
+    "few_shot": "few-shot",
+    "rankme": "RankMe",
+    "alpha_req": "alpha-ReQ",
+    "uniformity": "uniformity",
+    "tolerance": "tolerance",
+}
+SHOWN = ("accuracy", "balanced_accuracy", *NAMES)  # metrics of the table
+ORIGIN = "source:|unseen:|worst:"
 CARD = {"knn": "kNN", "linear": "Linear probe"}
 PRODUCTS = (
     "manifest",
@@ -52,7 +62,7 @@ def pick(frame: pd.DataFrame, encoder: str, measure: str, metric: str = "accurac
 
 def _cells(frame: pd.DataFrame) -> tuple[list[str], list[dict[str, Any]]]:
     """Head and rows of the table encoder x (measure, metric) on the whole test split."""
-    whole = frame[frame["slice"] == "all"].copy()
+    whole = frame[(frame["slice"] == "all") & frame["metric"].isin(SHOWN)].copy()
     whole["column"] = [
         f"{NAMES.get(m, m)}" + ("" if k in ("accuracy", m) else f" {k.replace('_', ' ')}")
         for m, k in zip(whole["measure"], whole["metric"], strict=True)
@@ -75,13 +85,13 @@ def _cells(frame: pd.DataFrame) -> tuple[list[str], list[dict[str, Any]]]:
 def _cell(row: Any, best: float) -> dict[str, Any] | None:
     if row is None or pd.isna(row.value):
         return None
-    share = "accuracy" in row.metric or 0 <= row.value <= 1
-    form = (lambda v: f"{100 * v:.1f}") if share else (lambda v: f"{v:.1f}")
+    share = "accuracy" in row.metric
+    form = (lambda v: f"{100 * v:.1f}") if share else (lambda v: f"{v:.{1 + (abs(v) < 10)}f}")
     spread = "" if pd.isna(row.low) else f"{form(row.low)}–{form(row.high)}"
     return {
         "value": form(row.value) + ("%" if share else ""),
         "spread": spread,
-        "best": row.value == best,
+        "best": share and row.value == best,  # what needs no label is no quality by itself
         "n": None if pd.isna(row.n) else int(row.n),
     }
 
@@ -92,9 +102,9 @@ def _slices(frame: pd.DataFrame, wanted: Sequence[str] | None, name: str) -> Any
     By class frequency it is the mean recall of the classes, so that each class counts alike.
     """
     metric = "accuracy" if wanted is None else "balanced_accuracy"
-    part = frame[(frame["metric"] == metric) & (frame["slice"] != "all")]
+    part = frame[frame["metric"] == metric]
     if wanted is None:
-        part = part[~part["slice"].map(_plain).isin(GROUPS)]
+        part = part[part["slice"].str.match(ORIGIN)]
     else:
         part = part[part["slice"].map(_plain).isin(wanted)]
     for measure in ("linear", "knn"):
@@ -111,11 +121,12 @@ def _slices(frame: pd.DataFrame, wanted: Sequence[str] | None, name: str) -> Any
 
 
 def _plain(name: str) -> str:
-    """``source:apple`` or ``tail=few`` -> the part after the sign; ``unseen:`` stays said."""
+    """``source:apple`` or ``tail=few`` -> the part after the sign; what it is may stay said."""
     kind = name.partition(":")[0]
     for sign in (":", "="):
         name = name.split(sign, 1)[-1]
-    return f"{name}, left out" if kind == "unseen" else name
+    said = {"unseen": f"{name}, left out", "worst": f"worst {name}"}
+    return said.get(kind, name)
 
 
 def evaluation(paths: Paths) -> Section:

@@ -20,6 +20,7 @@ from ._theme import svg
 
 Section = dict[str, Any]
 THUMBS = 18  # rejected files shown at most
+HISTORY = 12  # validations shown at most
 UNSHOWN = {"too-large", "missing-file", "unsafe-path", "symlink-loop", "empty"}
 
 
@@ -40,17 +41,27 @@ def flow(paths: Paths) -> Markup | None:
     frame = pd.read_parquet(paths.curated / "curated.parquet", columns=["split", "keep", "reason"])
     rejects = paths.manifest / "rejects.parquet"
     refused = len(pd.read_parquet(rejects)) if rejects.exists() else 0
-    count = frame["reason"].value_counts().to_dict()
+    count = {str(k): int(n) for k, n in frame["reason"].value_counts().items()}
 
     def lost(*names: tuple[str, str]) -> tuple[tuple[str, int], ...]:
-        return tuple((text, int(count[key])) for key, text in names if count.get(key))
+        return tuple((text, count[key]) for key, text in names if count.get(key))
 
     first = Reach("found", len(frame) + refused, (("unreadable", refused),) if refused else ())
     steps = [
         ("readable", lost(("quarantine", "quarantined"))),
-        ("valid", lost(("duplicate-exact", "equal"), ("duplicate-near", "look-alike"))),
-        ("distinct", lost(("balance", "surplus"))),
+        (
+            "valid",
+            lost(
+                ("duplicate-exact", "equal"),
+                ("duplicate-near", "look-alike"),
+                ("semantic", "same content"),
+                ("leak", "in the test split too"),
+            ),
+        ),
     ]
+    told = {"", "quarantine", "duplicate-exact", "duplicate-near", "semantic", "leak"}
+    choices = [(r, "surplus" if r == "balance" else r) for r in sorted(set(count) - told)]
+    steps.append(("distinct", lost(*choices)))
     reaches, left = [first], len(frame)
     for name, losses in steps:
         reaches.append(Reach(name, left, losses))
@@ -81,17 +92,38 @@ def rejects(paths: Paths) -> Section:
 
 
 def validation(paths: Paths) -> Section:
-    """Expectations and image issues."""
+    """Expectations by suite, image issues, and what earlier validations found."""
     file = paths.validation / "report.json"
     if not file.exists():
         return missing("validate")
     found = read_json(file)
-    rank = {"critical": 0, "warning": 1}
-    rules = sorted(
-        found.get("expectations", []), key=lambda e: (e["success"], rank.get(e["severity"], 2))
-    )
     issues = sorted(found.get("issues", {}).items(), key=lambda kv: -kv[1])
-    return {"success": found["success"], "rules": rules, "issues": [i for i in issues if i[1]]}
+    return {
+        "success": found["success"],
+        "suites": suites(paths),
+        "issues": [i for i in issues if i[1]],
+        "history": read_lines(paths.history)[: -HISTORY - 1 : -1],
+    }
+
+
+def suites(paths: Paths) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Expectations of all products by suite, broken ones first."""
+    places = [
+        (paths.validation / "report.json", ""),
+        (paths.seed_embeddings / "expectations.json", " of the seed encoder"),
+        (paths.shards / "expectations.json", ""),
+        (paths.embeddings / "expectations.json", " of the encoder"),
+    ]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file, whose in places:
+        for rule in read_json(file)["expectations"] if file.exists() else ():
+            found.setdefault(f"{rule.get('suite', 'manifest')}{whose}", []).append(rule)
+    rank = {"critical": 0, "warning": 1}
+    order = {
+        name: sorted(rules, key=lambda e: (e["success"], rank.get(e["severity"], 2)))
+        for name, rules in found.items()
+    }
+    return list(order.items())
 
 
 def curation(paths: Paths) -> Section:

@@ -20,6 +20,7 @@ from ._figures import project
 CONTENTS = (
     ("top", "Encoders"),
     ("measures", "Measures"),
+    ("likeness", "Likeness"),
     ("map", "Map"),
     ("retrieval", "Neighbours"),
     ("mistakes", "Mistakes"),
@@ -46,6 +47,19 @@ class Seen:
     confidence: Array
     pictures: Mapping[tuple[str, str], bytes]
     missing: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Of pairs of encoders: CKA of their last layers, and a picture of all layers (PNG)."""
+
+    values: Mapping[tuple[str, str], float]
+    pictures: Mapping[tuple[str, str], bytes]
+
+    def table(self, names: Sequence[str]) -> list[tuple[str, list[float]]]:
+        """Each encoder's name and its likeness to all of ``names``; 1 to itself."""
+        both = {**self.values, **{(b, a): v for (a, b), v in self.values.items()}}
+        return [(a, [1.0 if a == b else both.get((a, b), np.nan) for b in names]) for a in names]
 
 
 # ---- measures ----------------------------------------------------------------------------------
@@ -201,7 +215,9 @@ def analyses(looks: Sequence[Seen]) -> list[dict[str, Any]]:
     return found
 
 
-def render(looks: Sequence[Seen], table: pd.DataFrame, shards: Path, seed: int) -> str:
+def render(
+    looks: Sequence[Seen], table: pd.DataFrame, likeness: Likeness, shards: Path, seed: int
+) -> str:
     """The page; ``table`` holds all values (encoder, measure, metric, slice, value, low, high)."""
     store = _images.Shards(shards)
     names = [seen.name for seen in looks]
@@ -214,6 +230,8 @@ def render(looks: Sequence[Seen], table: pd.DataFrame, shards: Path, seed: int) 
         "chart": chart(looks, store, seed),
         "retrieval": [(s.name, retrieval(s, store, seed)) for s in looks],
         "mistakes": [(s.name, mistakes(s, store)) for s in looks],
+        "likeness": likeness.table(names),
+        "layers": [(f"{a} and {b}", _inline(p)) for (a, b), p in likeness.pictures.items()],
         "analyses": analyses(looks),
     }
     return html.render(context, "comparison", base="page")

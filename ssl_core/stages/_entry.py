@@ -16,6 +16,7 @@ from ..errors import HeadwaterError
 from ..evaluate import _head
 from ..gate import Slice
 from ..report import model_card
+from ..shards import synthetic
 
 REFERENCE = (
     "sha256",
@@ -74,7 +75,7 @@ def card(paths: Paths, whole: Slice) -> dict[str, Any]:
     train = index[index["split"] == "train"]
     about, meta = read_json(paths.shards / "index.json"), read_json(paths.pretrain / models.META)
     return {
-        "sources": sorted(train["source"].unique().tolist()),
+        "sources": sorted(train.loc[~synthetic(train["source"]), "source"].unique().tolist()),
         "images": len(train),
         "groups": int(train["group"].nunique()),
         "max_side": about["max_side"],

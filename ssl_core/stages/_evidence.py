@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .. import registry
+from .. import forgotten, registry
 from ..artifacts import read_json
 from ..config import Config, Paths
 from ..errors import HeadwaterError
@@ -130,6 +130,7 @@ def gather(cfg: Config, paths: Paths, dates: list[str], model: Model) -> Fresh:
     index = pd.read_parquet(paths.shards / "index.parquet")
     tested = set(index.loc[index["split"] == "test", "group"])
     frame = rows(cfg, paths, dates, earlier)
+    frame = frame[~frame["sha256"].isin(forgotten.read(paths.forgotten))]
     learn, judge, counts = split(frame, seen(paths, model.id), tested, cfg)
     missing = [d for d in earlier if not partition(paths.predictions, d).exists()]
     counts["earlier_days_gone"] = len(missing)

@@ -38,9 +38,10 @@ Week = Callable[[int], list[Shot]]
 
 
 def pool_of(folder: Path, side: int) -> Pool:
-    """All labelled images of the shards, as squares; groups get short names."""
+    """All labelled real images of the shards, as squares; groups get short names."""
     reader = ShardReader(folder, None, side, rgb=True)
-    known = np.flatnonzero(reader.frame["label"].notna())
+    real = ~shards.synthetic(reader.frame["source"])
+    known = np.flatnonzero(reader.frame["label"].notna() & real)
     pixels = reader.take(known).permute(0, 2, 3, 1).numpy()  # (N, C, S, S) -> (N, S, S, C)
     codes = pd.factorize(reader.frame["group"])[0][known]
     labels = reader.frame["label"].to_numpy(str)[known]

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from .. import plugins
+from ..analyse import cka
 from ..analyse._subject import Finding, Subject
 from ..artifacts import (
     LINEAGE,
@@ -29,7 +31,7 @@ from ..artifacts import (
     write_json,
 )
 from ..config import Config, Paths
-from ..evaluate import _head, linear
+from ..evaluate import linear
 from ..progress import Reporter
 from ..report import comparison
 from ._subjects import subject
@@ -41,7 +43,7 @@ class Look:
     """All that was found of one encoder."""
 
     subject: Subject
-    head: _head.Head
+    key: str  # of its weights
     findings: dict[str, Finding] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -84,6 +86,13 @@ def _cached(file: Path, make: Callable[[], Finding]) -> tuple[Finding, float]:
     return _read(file) or (found, 0.0)  # as a later call would see it
 
 
+def _data(cfg: Config, paths: Paths) -> list[str]:
+    """Digests of the images and of their masks."""
+    folder = paths.root / cfg.analyse.masks
+    drawn = sha256_tree(folder) if cfg.analyse.masks and folder.is_dir() else ""
+    return [sha256_file(paths.shards / LINEAGE), drawn]
+
+
 def _key(kind: str, name: str, cfg: Config, weights: str, data: list[str]) -> str:
     """What one finding depends on."""
     source = sha256_file(Path(str(plugins.load(kind, name).__file__)))
@@ -103,10 +112,8 @@ def look(name: str, cfg: Config, paths: Paths, report: Reporter) -> Look:
         HeadwaterError: no such encoder, an unknown measure or analysis, no labels.
     """
     who, weights = subject(name, cfg, paths, report)
-    folder = paths.root / cfg.analyse.masks
-    drawn = sha256_tree(folder) if cfg.analyse.masks and folder.is_dir() else ""
-    data = [sha256_file(paths.shards / LINEAGE), drawn]
-    work, found = paths.runs / "analysis", Look(who, linear.fit(who.train))
+    data = _data(cfg, paths)
+    work, found = paths.runs / "analysis", Look(who, weights)
     chosen = cfg.analyse.analyses or tuple(plugins.names("analyse"))
     for kind, names in (("evaluate", cfg.evaluate.measures), ("analyse", chosen)):
         for one in names:
@@ -121,7 +128,7 @@ def look(name: str, cfg: Config, paths: Paths, report: Reporter) -> Look:
 def _measure(name: str, found: Look, cfg: Config) -> Finding:
     train, test = found.subject.train, found.subject.test
     if name == "linear":  # the dearest fit is not made twice
-        return Finding(linear.rows(found.head, train, test, cfg.evaluate))
+        return Finding(linear.rows(found.subject.head, train, test, cfg.evaluate))
     return Finding(plugins.load("evaluate", name).run(train, test, cfg.evaluate))
 
 
@@ -137,13 +144,27 @@ def _said(finding: Finding) -> str:
     return f"{row['metric']} {row['value']:.3f}" if row else f"{len(finding.rows)} values"
 
 
+# ---- encoders beside each other ----------------------------------------------------------------
+
+
+def relations(looks: list[Look], cfg: Config, paths: Paths) -> dict[tuple[str, str], Finding]:
+    """How alike the layers of every two encoders are (CKA)."""
+    found, data = {}, _data(cfg, paths)
+    for a, b in combinations(looks, 2):
+        key = _key("analyse", "cka", cfg, f"{a.key} {b.key}", data)
+        make = partial(cka.between, a.subject, b.subject, cfg.analyse)
+        pair = (a.subject.name, b.subject.name)
+        found[pair] = _cached(paths.runs / "analysis" / f"between-{key}.json", make)[0]
+    return found
+
+
 # ---- the stage ---------------------------------------------------------------------------------
 
 
 def _seen(look: Look) -> comparison.Seen:
     """What the page needs."""
     who = look.subject
-    predicted, confidence = look.head.predict(who.test.features)
+    predicted, confidence = who.head.predict(who.test.features)
     size = f"{who.encoder.name}, {who.encoder.embed_dim} dimensions, {who.source.side} px"
     return comparison.Seen(
         who.name,
@@ -157,20 +178,38 @@ def _seen(look: Look) -> comparison.Seen:
     )
 
 
+def _plain(name: str) -> str:
+    """An encoder's name as that of a folder."""
+    return name.replace("/", "-").replace(":", "-")
+
+
+def likeness_of(pairs: dict[tuple[str, str], Finding]) -> comparison.Likeness:
+    """The CKA of both last layers, and the picture of all layers."""
+    values = {p: r["value"] for p, f in pairs.items() for r in f.rows if r["slice"] == "all"}
+    pictures = {p: data for p, f in pairs.items() for data in f.pictures.values()}
+    return comparison.Likeness(values, pictures)
+
+
 def write(looks: list[Look], out: Path, cfg: Config, paths: Paths) -> pd.DataFrame:
     """results.parquet, the pictures, what is missing, and index.html."""
     table = pd.concat([one.table() for one in looks], ignore_index=True)
     table.to_parquet(out / "results.parquet", index=False)
     missing = {}
     for one in looks:
-        name = one.subject.name.replace("/", "-").replace(":", "-")
+        name = _plain(one.subject.name)
         for kind, finding in one.findings.items():
             if finding.missing:
                 missing[f"{one.subject.name} {kind}"] = finding.missing
             for what, data in finding.pictures.items():
                 write_bytes(out / "pictures" / name / f"{kind}-{what}.png", data)
     write_json(out / "missing.json", missing)
-    page = comparison.render([_seen(one) for one in looks], table, paths.shards, cfg.seed)
+    likeness = relations(looks, cfg, paths)
+    for (a, b), finding in likeness.items():
+        for what, data in finding.pictures.items():
+            write_bytes(out / "pictures" / f"{_plain(a)} and {_plain(b)}" / f"{what}.png", data)
+    page = comparison.render(
+        [_seen(one) for one in looks], table, likeness_of(likeness), paths.shards, cfg.seed
+    )
     write_bytes(out / "index.html", page.encode())
     return table
 
@@ -185,7 +224,7 @@ def run(cfg: Config, paths: Paths, encoders: tuple[str, ...] = ()) -> dict[str, 
         HeadwaterError: no such encoder, measure or analysis; shards without labels.
     """
     names = tuple(dict.fromkeys(encoders or (OURS, *cfg.analyse.encoders)))
-    with Reporter("analyse") as report, atomic_dir(paths.reports / "analysis") as out:
+    with Reporter("analyse") as report, atomic_dir(paths.analysis) as out:
         looks = []
         with report.bar(len(names), "encoders") as advance:
             for name in names:
@@ -197,5 +236,5 @@ def run(cfg: Config, paths: Paths, encoders: tuple[str, ...] = ()) -> dict[str, 
         "encoders": list(names),
         "values": len(table),
         "seconds": seconds,
-        "page": (paths.reports / "analysis/index.html").as_posix(),
+        "page": (paths.analysis / "index.html").as_posix(),
     }

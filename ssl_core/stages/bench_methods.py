@@ -1,35 +1,27 @@
 """Every method on the same sets, backbone and compute, beside its baselines.
 
-Compute is counted in floating-point operations of one training step (torch's own counter, teacher
-and decoder included), so a method with cheap steps takes more of them. A finished training is
-kept in ``runs/bench``: an interrupted or repeated call goes on where it stopped.
+A method with cheap steps takes more of them (``_trained.py``). A finished training is kept in
+``runs/bench``: an interrupted or repeated call goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from .. import checkpoints, embed, finetune, job, models, plugins, step
+from .. import embed, job, models, plugins
 from ..artifacts import read_json, sha256_file, sha256_json, write_bytes, write_json
 from ..config import Arm, Bench, Config, Paths
 from ..errors import HeadwaterError
 from ..evaluate import knn, linear
-from ..evaluate._head import Head
 from ..progress import Reporter
-from ..reader import ShardReader
 from ..report import bench as pictures
-from ..types import Labels
-from . import pretrain
+from . import _trained
 from ._bench_sets import prepared
 from ._bench_summary import MEASURES, summary
-from .seeds import Images, checked, images_of
+from .seeds import Images, images_of
 
 BASELINES = ("random", "pixels")
 KEPT = {"backbone", "backbone_args", "image_size", "teraflops"}  # part of an encoder's key
@@ -51,37 +43,8 @@ def training(cfg: Config, method: str, seed: int) -> Config:
     Raises:
         HeadwaterError: a method or option that does not exist.
     """
-    b = cfg.bench
-    extra = {arm.name: arm for arm in b.extra}
-    arm = extra.get(method, Arm(method=method))
-    base = {
-        "method": arm.method,
-        "backbone": b.backbone,
-        "backbone_args": b.backbone_args,
-        "image_size": b.image_size,
-        "crop_size": b.image_size,
-        "batch_size": b.batch_size,
-        "options": b.options.get(method, {}),
-        "checkpoint_steps": 10**6,
-    }
-    section = checked(base | arm.changes, f"bench: {method}", "section bench of params.yaml")
-    return cfg.model_copy(update={"seed": seed, "pretrain": section})
-
-
-def step_flops(cfg: Config, folder: Path) -> int:
-    """Floating-point operations of one training step, backward pass included."""
-    run = job.build(cfg, folder, folder / "none")
-    run.method.train()
-    batches = list(run.reader.batches(cfg.pretrain.batch_size, 0, 1))
-    return step.flops(run, step.parts(run, batches, 0), 0)
-
-
-def with_budget(cfg: Config, folder: Path, images: int) -> Config:
-    """As long as ``bench.teraflops`` last."""
-    steps = max(1, round(cfg.bench.teraflops * 1e12 / step_flops(cfg, folder)))
-    epochs = steps * cfg.pretrain.batch_size / images
-    section = cfg.pretrain.model_copy(update={"epochs": epochs})
-    return cfg.model_copy(update={"pretrain": section})
+    extra = {arm.name: arm for arm in cfg.bench.extra}
+    return _trained.training(cfg, extra.get(method, Arm(method=method)), seed)
 
 
 def _encoder(cfg: Config, case: Case, folder: Path, work: Path, report: Reporter) -> Any:
@@ -90,23 +53,9 @@ def _encoder(cfg: Config, case: Case, folder: Path, work: Path, report: Reporter
     Encoders stay in ``work``: another measure needs no other training.
     """
     if case.name == "random":
-        torch.manual_seed(case.seed)
-        return models.create(cfg.bench.backbone, cfg.bench.backbone_args), {}
-    if (work / models.META).exists():  # written last
-        return models.load(work), read_json(work / models.META)["about"]
-    own = training(cfg, case.name, case.seed)
-    images = len(ShardReader(folder, "train", cfg.bench.image_size))
-    own = with_budget(own, folder, images)
-    work.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    method = pretrain.fit(own, folder, work, report)
-    steps = round(own.pretrain.epochs * images / own.pretrain.batch_size)
-    about = {"steps": steps, "seconds": time.monotonic() - start}
-    models.save(method.encoder, work, {"about": about})
-    checkpoints.clear(work)
-    for left in work.glob("*.jsonl"):
-        left.unlink()
-    return method.encoder, about
+        return _trained.untrained(cfg, case.seed), {}
+    made = _trained.fit(training(cfg, case.name, case.seed), folder, work, report)
+    return made, _trained.about(work)
 
 
 def _measure(cfg: Config, case: Case, images: Images, encoder: Any) -> dict[str, float]:
@@ -120,26 +69,10 @@ def _measure(cfg: Config, case: Case, images: Images, encoder: Any) -> dict[str,
         "linear": linear.named(head, train_set, test_set.features),
     }
     if cfg.bench.fine_tune_steps:
-        named["fine_tune"] = _fine_tuned(cfg, case, images, encoder, head)
+        named["fine_tune"] = _trained.fine_tuned(
+            cfg.bench.fine_tune_steps, case.seed, images, encoder, head
+        )
     return {k: float((v == test_set.labels).mean()) for k, v in named.items()}
-
-
-def _fine_tuned(cfg: Config, case: Case, images: Images, encoder: Any, head: Head) -> Labels:
-    """What encoder and linear probe say after training together: codes of the test rows, (M,)."""
-    classes = np.asarray(images.rows.classes)
-    place = np.searchsorted(head.classes, classes)  # of a class among those the head knows
-    found = finetune.predict(
-        encoder,
-        (head.weight, head.bias),
-        images.reader,
-        np.where(images.rows.labels >= 0, place[images.rows.labels], -1),
-        images.known("train"),
-        images.known("test"),
-        finetune.Budget(steps=cfg.bench.fine_tune_steps),
-        case.seed,
-    )
-    codes: Labels = np.searchsorted(classes, np.asarray(head.classes)[found])
-    return codes
 
 
 def _key(cfg: Config, case: Case, folder: Path) -> str:

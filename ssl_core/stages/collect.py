@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import images
+from .. import forgotten, images
 from ..artifacts import atomic_dir, sha256_json
 from ..config import Config, Paths
 from ..errors import HeadwaterError
@@ -110,6 +110,7 @@ def run(cfg: Config, paths: Paths, dates: list[str], key: str) -> dict[str, Any]
         partition(paths.predictions, date)  # refuses what is not a day
     refuse_loss(folder, dates)
     table = pd.concat([rows_of(cfg, paths, d) for d in sorted(set(dates))], ignore_index=True)
+    table = table[~table["sha256"].isin(forgotten.read(paths.forgotten))]
     with Reporter("collect") as report, atomic_dir(folder) as out:
         for row in table.itertuples(index=False):
             copy(row, paths.root, out)

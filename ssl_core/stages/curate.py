@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .. import plugins
+from .. import bands, images, plugins
 from ..artifacts import atomic_dir, write_json, write_lineage
 from ..config import Config, Paths
+from ..curation._copies import Look
+from ..curation._pixels import SIDE, Pixels, thumbnail
 from ..curation._union import assign_split
+from ..curation._vectors import Ints
 from ..errors import HeadwaterError
+from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array
-from ._gate import require_valid
+from . import synthesise
+from ._gate import require_sound, require_valid
 
 UNLABELLED = "(unlabelled)"
+BALANCING = ("balance", "hierarchical", "temperature")  # reasons that change clusters' shares
 
 
 def load_frame(paths: Paths) -> pd.DataFrame:
@@ -32,17 +40,18 @@ def load_frame(paths: Paths) -> pd.DataFrame:
         split="train",
         keep=~quarantined,
         reason=np.where(quarantined, "quarantine", ""),
+        detail="",
     )
 
 
 def load_features(paths: Paths, rows: int) -> Array:
-    """Seed features (N, D).
+    """Seed features (N, D), mapped from the file.
 
     Raises:
         HeadwaterError: they belong to another manifest.
     """
     file = paths.seed_embeddings / "embeddings.npy"
-    features: Array = np.load(file)
+    features: Array = np.load(file, mmap_mode="r")
     if len(features) != rows:
         rule = f"has {len(features)} rows, the manifest {rows}"
         raise HeadwaterError(file, rule, "run stage seed_embed again")
@@ -64,15 +73,39 @@ def load_steps(names: tuple[str, ...]) -> list[tuple[str, ModuleType]]:
     return steps
 
 
-def curate(frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter) -> pd.DataFrame:
+def looker(refs: pd.Series, root: Path, channels: int) -> Look:
+    """Reads small pictures of some rows, with threads."""
+
+    def read(ref: str) -> Pixels:
+        try:
+            data = images.read_bytes(ref, root)
+            return thumbnail(bands.to_rgb(images.decode(data, 2 * SIDE, channels=channels)))
+        except (images.Reject, OSError) as error:
+            rule = f"was readable at ingest and is not now ({error})"
+            raise HeadwaterError(ref, rule, "run stage ingest again") from error
+
+    def look(rows: Ints) -> Pixels:
+        threads = os.cpu_count() or 1
+        found = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
+        for i, picture in enumerate(ordered_map(read, refs.iloc[rows], threads, 32 * threads)):
+            found[i] = picture
+        return found
+
+    return look
+
+
+def curate(
+    frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter, look: Look | None = None
+) -> pd.DataFrame:
     """Run the steps. The split is known to each of them and final after the last."""
     for name, step in load_steps(cfg.curate.steps):
         frame["split"] = assign_split(frame, cfg.data.test_fraction)
         before = int(frame["keep"].sum())
-        frame = step.apply(frame, features, cfg.curate, cfg.seed)
+        see = {"look": look} if getattr(step, "NEEDS_PIXELS", False) else {}
+        frame = step.apply(frame, features, cfg.curate, cfg.seed, **see)
         report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
     frame["split"] = assign_split(frame, cfg.data.test_fraction)
-    return frame
+    return synthesise.apart(frame)
 
 
 def require_both(frame: pd.DataFrame) -> None:
@@ -100,7 +133,7 @@ def summarise(frame: pd.DataFrame) -> dict[str, Any]:
     """Counts, and what the choice did to classes and clusters."""
     kept = frame["keep"]
     label = frame["label"].fillna(UNLABELLED)
-    pool = (frame["split"] == "train") & (kept | (frame["reason"] == "balance"))
+    pool = (frame["split"] == "train") & (kept | frame["reason"].isin(BALANCING))
     return {
         "counts": {
             "images": len(frame),
@@ -120,27 +153,34 @@ def summarise(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write curated/: curated.parquet and summary.json.
+    """Write curated/: curated.parquet and summary.json; with ``synthesise``, what it made.
 
     Raises:
-        HeadwaterError: validation failed, features of another manifest, bad order of steps,
-            or an empty side of the split.
+        HeadwaterError: validation failed, features that are unsound or of another manifest, bad
+            order of steps, or an empty side of the split.
     """
     require_valid(paths)
+    require_sound(paths.seed_embeddings, "seed_embed")
     with Reporter("curate") as report, atomic_dir(paths.curated) as out:
         frame = load_frame(paths)
-        frame = curate(frame, load_features(paths, len(frame)), cfg, report)
+        look = looker(frame["path"], paths.root, cfg.data.channels)
+        features = load_features(paths, len(frame))
+        frame = curate(frame, features, cfg, report, look)
         require_both(frame)
+        frame, made = synthesise.extend(cfg, paths, frame, features, out, report)
         summary = summarise(frame)
+        summary["counts"] |= {"synthetic": made} if made else {}
         frame.to_parquet(out / "curated.parquet", engine="pyarrow", index=False)
         write_json(out / "summary.json", summary)
         config = cfg.section("curate") | cfg.section("seed")
         config["test_fraction"] = cfg.data.test_fraction
+        config["synthesise"] = cfg.section("synthesise")
         inputs = {
             "manifest": paths.manifest,
             "validation": paths.validation,
             "seed_embeddings": paths.seed_embeddings,
         }
+        inputs |= {f: Path(f) for f in cfg.curate.retrieval.trusted if Path(f).is_file()}
         counts: dict[str, Any] = summary["counts"]
         write_lineage(out, "curate", config, inputs, counts)
         report.log(f"{counts['train']} train, {counts['test']} test", **counts)

@@ -14,10 +14,11 @@ from .. import embed, plugins
 from ..artifacts import atomic_dir, read_json, sha256_file, write_json, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
-from ..evaluate import _head, linear
+from ..evaluate import _common, _head, linear
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array, Embeddings
+from ._gate import require_sound
 
 OURS = "pretrained"
 COLUMNS = ["encoder", "measure", "metric", "slice", "value", "low", "high", "n"]
@@ -74,8 +75,11 @@ def measure(
 
 
 def summary(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Encoder -> measure -> value on the whole test split; NaN, which JSON lacks, is left out."""
-    main = table[(table["slice"] == "all") & table["metric"].isin(["accuracy", *table["measure"]])]
+    """Encoder -> measure -> its main number, the first on the whole test split.
+
+    NaN, which JSON lacks, is left out.
+    """
+    main = table[table["slice"] == "all"].drop_duplicates(["encoder", "measure"])
     found: dict[str, dict[str, float]] = {}
     for row in main.dropna(subset="value").itertuples(index=False):
         found.setdefault(str(row.encoder), {})[str(row.measure)] = float(row.value)  # type: ignore[arg-type]
@@ -132,7 +136,6 @@ def _measure_all(
     Encoders are measured side by side, each on one BLAS thread: the products are too small for
     threads to pay inside them.
     """
-    from threadpoolctl import threadpool_limits
 
     def one(item: tuple[str, Array]) -> tuple[str, list[dict[str, Any]], pd.DataFrame]:
         name, own = item
@@ -145,7 +148,7 @@ def _measure_all(
 
     everything = [(name, features(paths, whole, name)) for name in names]
     rows, tables = [], {}
-    with report.bar(len(names), "encoders") as advance, threadpool_limits(1, user_api="blas"):
+    with report.bar(len(names), "encoders") as advance, _common.threads(0):
         for name, found, told in ordered_map(one, everything, os.cpu_count() or 1, len(names)):
             rows += found
             tables[name] = told
@@ -163,6 +166,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: embeddings of another encoder, no labels, unknown measure or baseline.
     """
     require_current(paths.embeddings, shards=paths.shards, pretrain=paths.pretrain)
+    require_sound(paths.embeddings, "embed")
     whole = embed.load(paths.embeddings, None)
     is_train = (pd.read_parquet(paths.embeddings / "index.parquet")["split"] == "train").to_numpy()
     names = [OURS, *cfg.evaluate.baselines]

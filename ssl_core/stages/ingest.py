@@ -9,19 +9,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from .. import images, sources
+from .. import engine, forgotten, images, sources
 from ..artifacts import atomic_dir, atomic_file, write_lineage
 from ..config import Config, Data, Paths
 from ..errors import HeadwaterError
 from ..images import Facts, Reject
-from ..parallel import ordered_map
 from ..progress import Reporter
 from ..sources import Item
+from . import _corrections
 
 COLUMNS = {
     "path": "str",
@@ -44,6 +45,7 @@ CACHE = {"path": "str", "version": "str", "rules": "int64"} | {
 }
 RULES = 1  # raise it when examine() would describe a file differently
 SETTLED = 2.0  # seconds: a file as young as this may change again within one mtime tick
+CHUNK = 128  # images that go to Ray together
 DETAIL = 300  # characters kept of a reject's detail
 Known = dict[tuple[str, str], Facts]
 
@@ -97,19 +99,27 @@ def write_cache(file: Path, found: list[Found], now: float) -> None:
 # ---- one image ---------------------------------------------------------------------------------
 
 
-def look(item: Item, root: Path, data: Data, known: Known) -> Found:
-    """Read and judge one item, or reuse what is known of it.
+Refused = tuple[str, str]  # reason and detail of a reject
+
+
+def examine(root: Path, data: Data, ref: str) -> Facts | Refused:
+    """Read and judge one image; runs wherever the work is done.
 
     Raises:
         HeadwaterError: its storage does not answer.
     """
-    if item.reject:
-        return Found(item, reject=item.reject)
     try:
-        facts = known.get((item.ref, item.version)) if item.version else None
-        if facts is None:
-            raw = images.read_bytes(item.ref, root)
-            facts = images.examine(raw, data.min_side, data.max_pixels, data.channels)
+        raw = images.read_bytes(ref, root)
+        return images.examine(raw, data.min_side, data.max_pixels, data.channels)
+    except Reject as reject:
+        return reject.reason, reject.detail
+
+
+def settle(item: Item, facts: Facts | Refused, data: Data) -> Found:
+    """What became of an item; the limits may have changed since its facts were found."""
+    if not isinstance(facts, Facts):
+        return Found(item, reject=Reject(*facts))
+    try:
         images.require_sides(facts.width, facts.height, data.min_side, data.max_pixels)
         return Found(item, facts)
     except Reject as reject:
@@ -142,6 +152,13 @@ def _row(found: Found) -> dict[str, Any]:
     )
 
 
+def refuse(found: Found, gone: frozenset[str]) -> Found:
+    """What was forgotten is not taken again, whatever it is called now."""
+    if found.facts is None or found.facts.sha256 not in gone:
+        return found
+    return Found(found.item, reject=Reject(forgotten.REASON, "by headwater forget"))
+
+
 # ---- the whole ---------------------------------------------------------------------------------
 
 
@@ -164,17 +181,23 @@ def gather(locations: tuple[str, ...], root: Path) -> list[Item]:
 
 
 def examine_all(
-    items: list[Item], root: Path, data: Data, known: Known, report: Reporter
+    items: list[Item], root: Path, cfg: Config, known: Known, report: Reporter
 ) -> Iterator[Found]:
-    """Look at all items with threads, in order, behind a progress bar."""
-    threads = os.cpu_count() or 1
-    looked = ordered_map(
-        lambda item: look(item, root, data, known), items, threads, ahead=32 * threads
-    )
+    """What became of all items, in order; only those that nothing is known of are read."""
+    old = [known.get((i.ref, i.version)) if i.version else None for i in items]
+    new = [i.ref for i, facts in zip(items, old, strict=True) if not (i.reject or facts)]
+    work = partial(examine, root.absolute(), cfg.data)
+    ahead = 32 * (os.cpu_count() or 1)
+    looked = engine.each(work, new, cfg.scale, ahead, CHUNK)
     with report.bar(len(items), "img") as advance:
-        for found in looked:
-            yield found
+        for item, facts in zip(items, old, strict=True):
+            if item.reject:
+                yield Found(item, reject=item.reject)
+            else:
+                yield settle(item, facts or next(looked), cfg.data)
             advance()
+    looked.close()
+    report.log(f"{len(new)} read", read=len(new))
 
 
 def _frame(rows: list[dict[str, Any]], columns: dict[str, str]) -> pd.DataFrame:
@@ -223,23 +246,27 @@ def require_some(cfg: Config, counts: dict[str, Any]) -> None:
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write manifest/: manifest.parquet and rejects.parquet.
+    """Write manifest/: manifest.parquet, with corrected labels, and rejects.parquet.
 
     Raises:
-        HeadwaterError: a source is unknown, absent or does not answer, or there is no image.
+        HeadwaterError: a source is unknown, absent or does not answer, there is no image, or
+            data/corrections.csv or data/forgotten.csv is damaged.
     """
     file, began = cache(cfg, paths), time.time()
     with Reporter("ingest") as report, atomic_dir(paths.manifest) as out:
         items = gather(cfg.data.sources, paths.root)
-        known = read_cache(file)
-        found = list(examine_all(items, paths.root, cfg.data, known, report))
+        known, gone = read_cache(file), forgotten.read(paths.forgotten)
+        looked = examine_all(items, paths.root, cfg, known, report)
+        found = [refuse(f, gone) for f in looked]
         manifest, rejects = tables(found)
-        counts = count(found, manifest, rejects)
+        manifest, corrected = _corrections.apply(manifest, _corrections.read(paths.corrections))
+        counts = count(found, manifest, rejects) | corrected
         require_some(cfg, counts)
         manifest.to_parquet(out / "manifest.parquet", engine="pyarrow", index=False)
         rejects.to_parquet(out / "rejects.parquet", engine="pyarrow", index=False)
         config = {k: cfg.section("data")[k] for k in READS}
-        write_lineage(out, "ingest", config, {}, counts)
+        inputs = {"corrections": paths.corrections} if paths.corrections.exists() else {}
+        write_lineage(out, "ingest", config, inputs, counts)
         write_cache(file, found, began)
         reused = sum((f.item.ref, f.item.version) in known for f in found if f.facts)
         text = ", ".join(f"{n} {reason}" for reason, n in counts["by_reason"].items())

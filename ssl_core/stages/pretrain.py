@@ -11,12 +11,22 @@ from typing import Any
 import pandas as pd
 
 from .. import job, launch, store, telemetry, train
-from ..artifacts import atomic_dir, read_lines, sha256_file, sha256_json, write_bytes, write_lineage
+from ..artifacts import (
+    atomic_dir,
+    atomic_file,
+    read_lines,
+    sha256_file,
+    sha256_json,
+    write_bytes,
+    write_lineage,
+)
 from ..config import Before, Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..reader import ShardReader
+from ._gate import require_sound
 
+SEEN = "seen.parquet"  # the images that an encoder in this folder was trained on
 # What may change between a run and the one that continues it.
 FREE = (
     "accumulate",
@@ -105,9 +115,11 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         HeadwaterError: damaged shards, unknown method, diverged training.
         Preempted: SIGTERM or SIGINT came. The state is saved and no product written.
     """
+    require_sound(paths.shards, "shard")
     store.verify(paths.shards)
     work = work_folder(cfg, paths)
     work.mkdir(parents=True, exist_ok=True)
+    _note_seen(paths, work)
     with Reporter("pretrain") as report, tempfile.TemporaryDirectory(dir=work) as name:
         made = Path(name)
         if not launch.needed(cfg.pretrain):
@@ -118,6 +130,14 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         _keep_telemetry(paths, work)
     shutil.rmtree(work, ignore_errors=True)  # the whole product stands: the way there may go
     return counts | {"method": cfg.pretrain.method}
+
+
+def _note_seen(paths: Paths, work: Path) -> None:
+    """Before the first step: shards may be others by the time that somebody asks."""
+    index = pd.read_parquet(paths.shards / store.INDEX, columns=["split", "key", "group"])
+    train = index[index["split"] == "train"].rename(columns={"key": "sha256"})
+    with atomic_file(work / SEEN) as temp:
+        train[["sha256", "group"]].to_parquet(temp, engine="pyarrow", index=False)
 
 
 def _keep_telemetry(paths: Paths, work: Path) -> None:
@@ -132,6 +152,7 @@ def _write(cfg: Config, paths: Paths, work: Path, made: Path) -> dict[str, Any]:
     with atomic_dir(paths.pretrain) as out:
         shutil.copytree(made, out, dirs_exist_ok=True)
         shutil.copy(work / train.LOG, out / train.LOG)
+        shutil.copy(work / SEEN, out / SEEN)
         log = read_lines(out / train.LOG)
         pd.DataFrame(log).to_csv(out / "log.csv", index=False)  # for `dvc plots`
         refused = sorted(read_lines(work / job.REJECTS), key=lambda r: (r["shard"], r["key"]))

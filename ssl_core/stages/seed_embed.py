@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import bands, images, models
+from .. import bands, engine, images, models
 from ..artifacts import atomic_dir, atomic_file, sha256_json, write_lineage
 from ..config import Config, Paths, SeedEncoder
 from ..decoding import Pixels, canvas
@@ -20,6 +21,7 @@ from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..types import Array
+from ..validation import _gx, embeddings
 from ._gate import require_valid
 
 
@@ -37,16 +39,9 @@ def square(ref: str, root: Path, side: int, channels: int = 3) -> Pixels:
         raise HeadwaterError(ref, rule, "run stage ingest again") from error
 
 
-def batches(refs: list[str], root: Path, cfg: SeedEncoder, channels: int = 3) -> Iterator[Tensor]:
-    """Decoded batches uint8 (B, 3, S, S), in order, read ahead by threads."""
-
-    def load(chunk: list[str]) -> Tensor:
-        side = cfg.image_size
-        return torch.from_numpy(np.stack([square(ref, root, side, channels) for ref in chunk]))
-
-    threads, size = os.cpu_count() or 1, cfg.batch_size
-    chunks = (refs[i : i + size] for i in range(0, len(refs), size))
-    return ordered_map(load, chunks, threads, ahead=2 * threads)
+def load(root: Path, cfg: SeedEncoder, channels: int, refs: Sequence[str]) -> Tensor:
+    """Decoded images, uint8 (B, 3, S, S)."""
+    return torch.from_numpy(np.stack([square(r, root, cfg.image_size, channels) for r in refs]))
 
 
 @torch.inference_mode()
@@ -65,19 +60,52 @@ def features(
     return np.asarray(out.float().cpu().numpy(), dtype=np.float32)
 
 
-def embed_all(
-    refs: list[str], root: Path, cfg: SeedEncoder, report: Reporter, channels: int = 3
-) -> Array:
-    """Features (N, D) of all refs in order."""
-    module, mean, std = models.seed_encoder(cfg.encoder)
+@lru_cache(maxsize=1)
+def encoder(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """The seed encoder on the device, with its mean and standard deviation."""
+    module, mean, std = models.seed_encoder(name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     form = torch.channels_last
-    module = module.eval().to(device, memory_format=form)  # type: ignore[call-overload]
+    ready = module.eval().to(device, memory_format=form)  # type: ignore[call-overload]
+    return ready, mean, std
+
+
+def embed(cfg: SeedEncoder, pixels: Tensor) -> Array:
+    """Features (B, D) of at most ``batch_size`` images (B, 3, S, S), in a batch of just that size.
+
+    So an image's features do not depend on which others are new with it: kernels are chosen by
+    the size of a batch, and round differently.
+    """
+    short = cfg.batch_size - len(pixels)
+    whole = torch.cat([pixels, pixels.new_zeros((short, *pixels.shape[1:]))]) if short else pixels
+    return features(*encoder(cfg.encoder), whole)[: len(pixels)]
+
+
+def embed_there(
+    root: Path, cfg: SeedEncoder, channels: int, threads: int, refs: Sequence[str]
+) -> Array:
+    """Features (B, D) of one batch in a process of Ray's, with as many threads as here."""
+    torch.set_num_threads(threads)
+    return embed(cfg, load(root, cfg, channels, refs))
+
+
+def embed_all(refs: list[str], root: Path, cfg: Config, report: Reporter) -> Array:
+    """Features (N, D) of all refs in order. A GPU here is preferred to Ray's processors."""
+    own, channels, size = cfg.seed_encoder, cfg.data.channels, cfg.seed_encoder.batch_size
+    chunks = [refs[i : i + size] for i in range(0, len(refs), size)]
     parts: list[Array] = []
     with report.bar(len(refs), "img") as advance:
-        for pixels in batches(refs, root, cfg, channels):
-            parts.append(features(module, mean, std, pixels))
-            advance(len(pixels))
+        if cfg.scale.engine == "ray" and not torch.cuda.is_available():
+            work = partial(embed_there, root.absolute(), own, channels, torch.get_num_threads())
+            for found in engine.each(work, chunks, cfg.scale, ahead=2):
+                parts.append(found)
+                advance(len(found))
+        else:
+            threads = os.cpu_count() or 1
+            read = partial(load, root, own, channels)
+            for pixels in ordered_map(read, chunks, threads, ahead=2 * threads):
+                parts.append(embed(own, pixels))
+                advance(len(pixels))
     return np.concatenate(parts)
 
 
@@ -102,17 +130,18 @@ def with_cache(frame: pd.DataFrame, cfg: Config, paths: Paths, report: Reporter)
     new = frame[~frame["sha256"].isin(known)].drop_duplicates("sha256")
     if len(new):
         refs = new["path"].tolist()
-        made = embed_all(refs, paths.root, cfg.seed_encoder, report, cfg.data.channels)
+        made = embed_all(refs, paths.root, cfg, report)
         known |= dict(zip(new["sha256"], made, strict=True))
     features = np.stack([known[sha] for sha in frame["sha256"]])
     with atomic_file(file) as temp, temp.open("wb") as stream:
         np.savez(stream, sha256=frame["sha256"].to_numpy(str), features=features)
-    report.log(f"{len(frame) - len(new)} of {len(frame)} known from earlier runs")
+    report.log(f"{len(frame) - len(new)} of {len(frame)} known from earlier runs", made=len(new))
     return features
 
 
 def run(cfg: Config, paths: Paths) -> dict[str, Any]:
-    """Write seed_embeddings/: embeddings.npy (N, D), rows as in manifest.parquet.
+    """Write seed_embeddings/: embeddings.npy (N, D), rows as in manifest.parquet, and what was
+    expected of it.
 
     Raises:
         HeadwaterError: validation failed, or an image changed since ingest.
@@ -123,6 +152,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         found = with_cache(frame, cfg, paths, report)
         np.save(out / "embeddings.npy", found)
         counts = {"images": len(found), "dimensions": found.shape[1]}
+        keys = frame["sha256"].fillna("").tolist()
+        counts |= _gx.write(out, embeddings.judge(np.load(out / "embeddings.npy"), keys, keys))
         inputs = {"manifest": paths.manifest, "validation": paths.validation}
         write_lineage(out, "seed_embed", cfg.section("seed_encoder"), inputs, counts)
         report.log(f"{counts['images']} images, {counts['dimensions']} dimensions")

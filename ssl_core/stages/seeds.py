@@ -17,6 +17,7 @@ from ..config import Arm, Config, Paths, Pretrain
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..reader import ShardReader
+from ..shards import SYNTHETIC
 from ..types import Array, Embeddings
 from . import evaluate, pretrain
 
@@ -32,8 +33,9 @@ class Images:
     split: NDArray[np.str_]
 
     def known(self, split: str) -> NDArray[np.int64]:
-        """The labelled rows of a split."""
-        return np.flatnonzero((self.rows.labels >= 0) & (self.split == split))
+        """The labelled rows of a split, real images only."""
+        real = ~np.char.startswith(self.rows.sources, SYNTHETIC)
+        return np.flatnonzero((self.rows.labels >= 0) & (self.split == split) & real)
 
     def sets(self, features: Array) -> tuple[Embeddings, Embeddings]:
         """The labelled rows of the train and of the test split, with ``features`` (N, D)."""

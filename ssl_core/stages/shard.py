@@ -19,6 +19,8 @@ from ..errors import HeadwaterError
 from ..parallel import ordered_map
 from ..progress import Reporter
 from ..shards import Sample
+from ..validation import _gx
+from ..validation import shards as suite
 
 LOSSY = {"JPEG", "MPO", "WEBP"}  # source formats that have lost detail already
 QUALITY = 95
@@ -66,7 +68,14 @@ def order(frame: pd.DataFrame) -> pd.DataFrame:
     """Kept rows by split and sha256: a fixed order that mixes sources and classes in a shard.
 
     Where the ``exact`` step is off, equal files are stored once: the key is the content.
+
+    Raises:
+        HeadwaterError: a synthetic image is not in the train split.
     """
+    wrong = frame[frame["keep"] & (frame["split"] != "train") & shards.synthetic(frame["source"])]
+    if len(wrong):
+        rule = "is synthetic and in the test split: results would be about a generator"
+        raise HeadwaterError(wrong["path"].iloc[0], rule, "run stage curate again")
     kept = frame[frame["keep"]].sort_values(["split", "sha256", "path"])
     return kept.drop_duplicates("sha256")
 
@@ -102,6 +111,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
             "shards": int(index["shard"].nunique()),
             "bytes": sum(f.stat().st_size for f in out.glob("*.tar")),
         }
+        counts |= _gx.write(out, suite.judge(out, frame["sha256"].tolist()))
         if cfg.shard.place:
             upload.move(out, cfg.shard.place)
         config = cfg.section("shard") | {"channels": channels}

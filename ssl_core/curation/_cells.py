@@ -1,0 +1,62 @@
+"""Overlapping cells: rows that resemble each other share one, and no cell grows with N.
+
+So the search for pairs is near-linear: about N / CELL cells, each compared with itself. A row
+lives in the cells of its two nearest centres; a pair is missed only if it shares neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..types import Array
+from ._vectors import BLOCK, Ints, assign, kmeans, members
+
+EXACT_UP_TO = 8192  # rows: one cell, all pairs
+CELL = 512  # rows per centre on average
+HOMES = 2
+PROBES = 8  # coarse lists searched for the nearest centres
+SAMPLE = 64  # rows per centre that the centres are learnt from
+
+
+def cells(unit: Array, seed: int) -> Iterator[Ints]:
+    """Row numbers of each cell, ascending, for unit rows (N, D)."""
+    if len(unit) <= EXACT_UP_TO:
+        yield np.arange(len(unit))
+        return
+    coarse, centres = _centres(unit, -(-len(unit) // CELL), seed)
+    homes = _homes(unit, coarse, centres)
+    for found in members(homes.ravel(), len(centres)):  # (N, HOMES) -> (N * HOMES,)
+        rows = np.unique(found // HOMES)
+        if len(rows) > 1:
+            yield rows
+
+
+def _centres(unit: Array, count: int, seed: int) -> tuple[Array, Array]:
+    """About sqrt(count) coarse centres, and about count fine ones, learnt from a sample."""
+    size = min(len(unit), SAMPLE * count)
+    rng = np.random.default_rng(seed)
+    sample = unit[np.sort(rng.choice(len(unit), size, replace=False))]
+    coarse = kmeans(sample, round(count**0.5), seed, iterations=10)
+    fine = [
+        kmeans(sample[own], max(1, round(count * len(own) / size)), seed, iterations=10)
+        for own in members(assign(sample, coarse), len(coarse))
+        if len(own)
+    ]
+    return coarse, np.concatenate(fine)
+
+
+def _homes(unit: Array, coarse: Array, centres: Array) -> Ints:
+    """The nearest centres of each row, as good as always: (N, D) -> (N, HOMES)."""
+    import faiss
+
+    quantiser = faiss.IndexFlatIP(unit.shape[1])
+    quantiser.add(coarse)
+    index = faiss.IndexIVFFlat(quantiser, unit.shape[1], len(coarse), faiss.METRIC_INNER_PRODUCT)
+    index.add(centres)
+    index.nprobe = min(PROBES, len(coarse))
+    homes = np.empty((len(unit), HOMES), dtype=np.int64)
+    for start in range(0, len(unit), BLOCK):
+        homes[start : start + BLOCK] = index.search(unit[start : start + BLOCK], HOMES)[1]
+    return np.where(homes >= 0, homes, homes[:, :1])  # too few centres probed: one home

@@ -1,0 +1,174 @@
+"""Pairs of copies among images, from three witnesses.
+
+Features of a trained network forgive what re-encoding, resizing and cropping change, but also what
+they were trained to ignore: a recoloured sign can score as high. The perceptual hash (pHash: signs
+of the low DCT frequencies of the grey 32x32 image) is blind to that meaning but sees layout; alone
+it confuses flags of equal layout. Where both agree clearly, the pair is sure. Where they only do
+not object, be it for the mirror image, the aligned pixels decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..types import Array
+from . import _pixels
+from ._cells import cells
+from ._union import Pairs, components
+from ._vectors import MIRROR, Bits, Ints
+
+BLOCK = 512  # rows compared with a cell at a time: bounds the pairs held where all are alike
+DOUBTFUL_HAMMING = 18  # bits of 64 up to which pixels are compared
+NEIGHBOURS = 32  # doubtful partners per row and cell, the most similar: bounds time on dense data
+NONE = np.empty((0, 2), dtype=np.int64)
+# Small pictures of some rows, uint8: (n,) -> (n, 3, SIDE, SIDE)
+Look = Callable[[Ints], _pixels.Pixels]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sure from ``cosine`` and ``hamming``; doubtful from ``floor``, then ``pixels`` must agree."""
+
+    cosine: float
+    hamming: int
+    floor: float
+    pixels: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is compared, all aligned: unit features (N, D), pHash bits (N,).
+
+    ``labels`` (N,) are codes, -1 unknown: a mirror image with another label is no copy (an arrow to
+    the left). ``side`` (N,): if given, only pairs of different sides count.
+    """
+
+    unit: Array
+    bits: Bits
+    labels: Ints
+    side: NDArray[np.bool_] | None = None
+
+
+def find(rows: Rows, limits: Limits, look: Look | None, seed: int) -> Pairs:
+    """Pairs (P, 2) whose components are the groups of copies; not all pairs of a large group.
+
+    Without ``look`` doubtful pairs are no copies.
+    """
+    same = _identical(rows)
+    # One of identical rows stands for all, unless it matters on which side each is.
+    stands = np.ones(len(rows.bits), dtype=bool)
+    if rows.side is None:
+        stands[same[:, 1]] = False
+    sure, doubtful = [same if rows.side is None else NONE], [NONE]
+    for clear, unclear in _candidates(rows, stands, limits, look is not None, seed):
+        sure.append(forest(clear))
+        doubtful.append(unclear)
+    if look is not None:
+        sure.append(_confirmed(np.unique(np.concatenate(doubtful), axis=0), rows, limits, look))
+    return np.concatenate(sure)
+
+
+def forest(pairs: Pairs) -> Pairs:
+    """As few pairs with the same components: (P, 2) -> (Q, 2)."""
+    nodes, local = np.unique(pairs, return_inverse=True)
+    if len(pairs) < len(nodes):
+        return pairs
+    roots = components(len(nodes), local.reshape(-1, 2))
+    rest = np.flatnonzero(roots != np.arange(len(nodes)))
+    return np.stack([nodes[roots[rest]], nodes[rest]], axis=1)
+
+
+def _identical(rows: Rows) -> Pairs:
+    """(first, other) of equal hash and features: blank pictures by the thousand stay cheap."""
+    _, first, inverse = np.unique(rows.bits, return_index=True, return_inverse=True)
+    twins = np.flatnonzero(first[inverse] != np.arange(len(inverse)))
+    firsts = first[inverse[twins]]
+    equal = np.concatenate(
+        [np.empty(0, dtype=bool)]
+        + [
+            (rows.unit[twins[s : s + 4096]] == rows.unit[firsts[s : s + 4096]]).all(axis=1)
+            for s in range(0, len(twins), 4096)
+        ]
+    )
+    pairs: Pairs = np.stack([firsts, twins], axis=1)[equal]
+    return pairs
+
+
+def _candidates(
+    rows: Rows, stands: NDArray[np.bool_], limits: Limits, look: bool, seed: int
+) -> Iterator[tuple[Pairs, Pairs]]:
+    """Sure and doubtful pairs, block by block."""
+    least = np.float32(min(limits.cosine, limits.floor) if look else limits.cosine)
+    for cell in cells(rows.unit, seed):
+        for first, second in _blocks(cell[stands[cell]], rows.side):
+            cosines = rows.unit[first] @ rows.unit[second].T  # (B, n)
+            if rows.side is None:  # second begins with first: each pair once
+                cosines[:, : len(first)][np.tri(len(first), dtype=bool)] = -2
+            flat = np.flatnonzero(cosines.ravel() >= least)
+            i, j = np.divmod(flat, len(second))
+            close = cosines.ravel()[flat]
+            yield _sorted_out(first[i], second[j], close, rows.bits, limits, look)
+
+
+def _blocks(cell: Ints, side: NDArray[np.bool_] | None) -> Iterator[tuple[Ints, Ints]]:
+    """Rows to compare with each other: (B,), (n,)."""
+    if side is None:
+        yield from ((cell[k : k + BLOCK], cell[k:]) for k in range(0, len(cell), BLOCK))
+        return
+    one, other = cell[side[cell]], cell[~side[cell]]
+    if len(other):
+        yield from ((one[k : k + BLOCK], other) for k in range(0, len(one), BLOCK))
+
+
+def _sorted_out(
+    first: Ints, second: Ints, cosines: Array, bits: Bits, limits: Limits, look: bool
+) -> tuple[Pairs, Pairs]:
+    """Which of the similar pairs are sure, and which doubtful."""
+    upright, mirrored = _distances(bits[first], bits[second])
+    sure = (upright <= limits.hamming) & (cosines >= np.float32(limits.cosine))
+    clear = np.stack([first[sure], second[sure]], axis=1)
+    if not look:
+        return clear, NONE
+    close = np.flatnonzero((np.minimum(upright, mirrored) <= DOUBTFUL_HAMMING) & ~sure)
+    close = close[cosines[close] >= np.float32(limits.floor)]
+    return clear, _nearest(np.stack([first[close], second[close]], axis=1), cosines[close])
+
+
+def _distances(a: Bits, b: Bits) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Hamming distance of pHashes as they are, and with one mirrored: (P,) twice."""
+    odds = a ^ b
+    return np.bitwise_count(odds), np.bitwise_count(odds ^ MIRROR)
+
+
+def _nearest(pairs: Pairs, cosines: Array) -> Pairs:
+    """At most ``NEIGHBOURS`` of each first row, by cosine."""
+    order = np.lexsort((-cosines, pairs[:, 0]))
+    pairs = pairs[order]
+    first = np.searchsorted(pairs[:, 0], pairs[:, 0])  # where the run of this row begins
+    return pairs[np.arange(len(pairs)) - first < NEIGHBOURS]
+
+
+def _confirmed(pairs: Pairs, rows: Rows, limits: Limits, look: Look) -> Pairs:
+    """Doubtful pairs whose pixels agree."""
+    upright, mirrored = _distances(*rows.bits[pairs].T)
+    turned = mirrored < upright
+    known = rows.labels[pairs]
+    apart = (known >= 0).all(axis=1) & (known[:, 0] != known[:, 1])
+    pairs, turned = pairs[~(turned & apart)], turned[~(turned & apart)]
+    if not len(pairs):
+        return NONE
+    nodes, local = np.unique(pairs, return_inverse=True)
+    pictures, (a, b) = look(nodes), local.reshape(-1, 2).T
+    scores = [
+        _pixels.agreement(
+            pictures[a[s]],
+            np.where(turned[s, None, None, None], pictures[b[s]][..., ::-1], pictures[b[s]]),
+        )
+        for s in (slice(k, k + _pixels.BATCH) for k in range(0, len(pairs), _pixels.BATCH))
+    ]
+    agreed: Pairs = pairs[np.concatenate(scores) >= limits.pixels]
+    return agreed

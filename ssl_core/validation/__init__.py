@@ -1,0 +1,1 @@
+"""Expectations as code, one file per suite; Great Expectations judges them (``_gx``)."""
