@@ -7,7 +7,7 @@ export DAGSTER_HOME := $(CURDIR)/.dagster_home
 export GX_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: setup demo test lint sbom ui up down lock clean
+.PHONY: setup demo test lint audit ui up down lock clean
 
 setup: $(VENV)/.ready ## build .venv from the hashed lock
 
@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup ## raw images -> champion -> drift -> retraining, with a report
 	python -m pipelines.demo
 
-test: setup lint sbom ## lint, type check, licences and all tests
+test: setup lint audit ## lint, type check, licences and all tests
 	@bash tools/chromium.sh
 	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
@@ -27,8 +27,8 @@ lint: setup
 	ruff format --check .
 	mypy
 
-sbom: setup ## bill of materials, licences, and known holes where the index tells
-	python tools/sbom.py
+audit: setup ## bill of materials, licences, and known holes where the index tells
+	python tools/audit.py
 
 ui: setup ## the Dagster UI on http://127.0.0.1:3000
 	python -m pipelines.home

@@ -1,6 +1,6 @@
 """What is in the environment, under which licences, and with which known holes.
 
-python tools/sbom.py [--offline]   (`make sbom`)
+python tools/audit.py [--offline]   (`make audit`)
 
 Writes reports/sbom.cdx.json (CycloneDX 1.6). Exit code 1 if a package is under a licence that is
 not allowed here, or has a known vulnerability. Where the index does not answer such questions, that
@@ -115,7 +115,7 @@ def main() -> int:
     for name, said in bad:
         print(f"licence not allowed: {name}: {said}")
     for name in stale:
-        print(f"exception not needed: {name} (tools/sbom.py)")
+        print(f"exception not needed: {name} (tools/audit.py)")
     print(f"licences: {len(bad)} not allowed")
     if "--offline" in sys.argv:
         return int(bool(bad))
