@@ -18,7 +18,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup ## raw images -> champion -> drift -> retraining, with a report
 	python -m pipelines.demo
 
-test: setup lint audit ## lint, type check, licences and all tests
+test: setup lint ## lint, type check and all tests
 	@bash tools/chromium.sh
 	OMP_NUM_THREADS=1 python -m pytest -n auto --maxprocesses 8 --dist loadfile
 

@@ -55,7 +55,7 @@ def test_what_is_allowed(text: str, right: bool) -> None:
 def test_the_bill_of_materials_names_what_is_installed(tmp_path: Path) -> None:
     made = audit.sbom(tmp_path / "sbom.json")
     assert (made["bomFormat"], made["specVersion"]) == ("CycloneDX", "1.6")
-    assert "timestamp" not in made["metadata"]  # the same audit give the same bytes
+    assert "timestamp" not in made["metadata"]  # the same packages give the same bytes
     named = {c["name"].lower().replace("_", "-"): c["version"] for c in made["components"]}
     assert made["metadata"]["component"]["name"] == "headwater"
     for name in ("torch", "dagster", "dvc", "timm"):
@@ -74,7 +74,7 @@ def test_packages_that_the_index_does_not_know_are_not_taken_for_safe(
     for found, code, said in (
         ([{"name": "a", "skip_reason": "not found"}], 0, "NOT looked for"),
         ([{"name": "a", "version": "1", "vulns": [hole]}], 1, "a 1: CVE-1, mended in 2"),
-        ([{"name": "a", "version": "1", "vulns": []}], 0, "0 in 1 audit"),
+        ([{"name": "a", "version": "1", "vulns": []}], 0, "0 in 1 packages"),
         (None, 0, "NOT looked for"),
     ):
         out = "" if found is None else json.dumps({"dependencies": found})
