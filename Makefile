@@ -27,6 +27,9 @@ lint: setup
 	ruff format --check .
 	mypy
 
+audit: setup ## bill of materials, licences, and known holes where the index tells
+	python tools/audit.py
+
 ui: setup ## the Dagster UI on http://127.0.0.1:3000
 	python -m pipelines.home
 	dagster dev

@@ -53,17 +53,15 @@ def test_what_is_allowed(text: str, right: bool) -> None:
 
 
 def test_the_bill_of_materials_names_what_is_installed(tmp_path: Path) -> None:
-    from cyclonedx.schema import SchemaVersion
-    from cyclonedx.validation.json import JsonStrictValidator
-
     made = audit.sbom(tmp_path / "sbom.json")
-    text = (tmp_path / "sbom.json").read_text()
-    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert (made["bomFormat"], made["specVersion"]) == ("CycloneDX", "1.6")
+    assert "timestamp" not in made["metadata"]  # the same packages give the same bytes
     named = {c["name"].lower().replace("_", "-"): c["version"] for c in made["components"]}
     assert made["metadata"]["component"]["name"] == "headwater"
     for name in ("torch", "dagster", "dvc", "timm"):
         assert named[name] == metadata.version(name)
-    assert str(Path.home()) not in text or "/root" not in json.dumps(made["metadata"])
+    known = {d["ref"] for d in made["dependencies"]}
+    assert {c["bom-ref"] for c in made["components"]} <= known
 
 
 def test_packages_that_the_index_does_not_know_are_not_taken_for_safe(
