@@ -43,11 +43,11 @@ def semdedup(unit: np.ndarray, order: list[int], epsilon: float) -> set[int]:
 
 
 def one_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mean(points: np.ndarray, count: int, seed: int) -> np.ndarray:
-        centre = points.mean(axis=0, keepdims=True)
-        return centre / np.linalg.norm(centre)
+    def mean(unit: np.ndarray, size: int, homes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        centre = unit.mean(axis=0, keepdims=True)
+        return np.zeros((len(unit), 1), dtype=np.int64), centre / np.linalg.norm(centre)
 
-    monkeypatch.setattr(semantic, "kmeans", mean)
+    monkeypatch.setattr(semantic, "partition", mean)
 
 
 @pytest.mark.parametrize("prefer", ["hard", "easy"])
@@ -98,8 +98,8 @@ def test_clusters_are_not_compared_and_the_test_split_is_left(
 ) -> None:
     frame = frame_of([{"split": s} for s in ("train", "train", "train", "test", "test")])
     unit = np.ones((5, 3), dtype=np.float32)
-    monkeypatch.setattr(semantic, "kmeans", lambda points, count, seed: np.eye(2, 3))
-    monkeypatch.setattr(semantic, "assign", lambda points, centres: np.array([0, 1, 1]))
+    two = np.array([[0], [1], [1]]), np.eye(2, 3)
+    monkeypatch.setattr(semantic, "partition", lambda unit, size, homes, seed: two)
     out = semantic.apply(frame, unit, Curate(), 0)
     assert out["keep"].tolist()[0]
     assert sorted(out["keep"].tolist()[1:3]) == [False, True]

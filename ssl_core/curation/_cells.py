@@ -17,7 +17,7 @@ EXACT_UP_TO = 8192  # rows: one cell, all pairs
 CELL = 512  # rows per centre on average
 HOMES = 2
 PROBES = 8  # coarse lists searched for the nearest centres
-SAMPLE = 64  # rows per centre that the centres are learnt from
+SAMPLE, LEAST = 64, 8192  # rows per centre that the centres are learnt from, and in all
 
 
 def cells(unit: Array, seed: int) -> Iterator[Ints]:
@@ -25,17 +25,25 @@ def cells(unit: Array, seed: int) -> Iterator[Ints]:
     if len(unit) <= EXACT_UP_TO:
         yield np.arange(len(unit))
         return
-    coarse, centres = _centres(unit, -(-len(unit) // CELL), seed)
-    homes = _homes(unit, coarse, centres)
+    homes, centres = partition(unit, CELL, HOMES, seed)
     for found in members(homes.ravel(), len(centres)):  # (N, HOMES) -> (N * HOMES,)
         rows = np.unique(found // HOMES)
         if len(rows) > 1:
             yield rows
 
 
+def partition(unit: Array, size: int, homes: int, seed: int) -> tuple[Ints, Array]:
+    """The ``homes`` nearest of about N / size spherical centres: (N, D) -> (N, homes), (C, D).
+
+    k-means of two levels, for learning as for searching: near-linear in N.
+    """
+    coarse, centres = _centres(unit, -(-len(unit) // size), seed)
+    return _homes(unit, coarse, centres, homes), centres
+
+
 def _centres(unit: Array, count: int, seed: int) -> tuple[Array, Array]:
     """About sqrt(count) coarse centres, and about count fine ones, learnt from a sample."""
-    size = min(len(unit), SAMPLE * count)
+    size = min(len(unit), max(SAMPLE * count, LEAST))
     rng = np.random.default_rng(seed)
     sample = unit[np.sort(rng.choice(len(unit), size, replace=False))]
     coarse = kmeans(sample, round(count**0.5), seed, iterations=10)
@@ -47,8 +55,8 @@ def _centres(unit: Array, count: int, seed: int) -> tuple[Array, Array]:
     return coarse, np.concatenate(fine)
 
 
-def _homes(unit: Array, coarse: Array, centres: Array) -> Ints:
-    """The nearest centres of each row, as good as always: (N, D) -> (N, HOMES)."""
+def _homes(unit: Array, coarse: Array, centres: Array, count: int) -> Ints:
+    """The nearest centres of each row, as good as always: (N, D) -> (N, count)."""
     import faiss
 
     quantiser = faiss.IndexFlatIP(unit.shape[1])
@@ -56,7 +64,7 @@ def _homes(unit: Array, coarse: Array, centres: Array) -> Ints:
     index = faiss.IndexIVFFlat(quantiser, unit.shape[1], len(coarse), faiss.METRIC_INNER_PRODUCT)
     index.add(centres)
     index.nprobe = min(PROBES, len(coarse))
-    homes = np.empty((len(unit), HOMES), dtype=np.int64)
+    homes = np.empty((len(unit), count), dtype=np.int64)
     for start in range(0, len(unit), BLOCK):
-        homes[start : start + BLOCK] = index.search(unit[start : start + BLOCK], HOMES)[1]
+        homes[start : start + BLOCK] = index.search(unit[start : start + BLOCK], count)[1]
     return np.where(homes >= 0, homes, homes[:, :1])  # too few centres probed: one home

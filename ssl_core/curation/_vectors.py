@@ -12,7 +12,7 @@ Ints = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 BLOCK = 65_536  # rows
 ITERATIONS = 20
-PER_CENTRE = 256  # rows that k-means learns from, per centroid: its cost then is linear in N
+PER_CENTRE = 1024  # rows that k-means learns from, per centroid
 # pHash: sign of 8x8 cosine frequencies, rows first. A mirror negates the odd horizontal ones.
 MIRROR = np.uint64(0x5555555555555555)
 

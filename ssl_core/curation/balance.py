@@ -18,7 +18,6 @@ from ._vectors import assign, kmeans, normalise
 NEEDS_SPLIT = True
 REASON = "balance"
 ITERATIONS = 25
-PER_CENTRE = 1024
 
 
 def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.DataFrame:
@@ -38,7 +37,6 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
         cfg.clusters,
         seed,
         iterations=ITERATIONS,
-        per_centre=PER_CENTRE,
         rows=np.flatnonzero(pool),
     )
     frame["cluster"] = assign(unit, centres)

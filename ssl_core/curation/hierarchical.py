@@ -17,10 +17,12 @@ from ..config import Curate, Hierarchy
 from ..errors import HeadwaterError
 from ..types import Array
 from ._share import cut, water_fill
-from ._vectors import PER_CENTRE, Ints, assign, kmeans, members, normalise
+from ._vectors import Ints, assign, kmeans, members, normalise
 
 NEEDS_SPLIT = True
 REASON = "hierarchical"
+# Rows learnt from, per centroid: with sqrt(N) centroids the cost is linear from 10,000 rows on.
+PER_CENTRE = 100
 NARROWEST = 4  # clusters of the top level, where levels are not given
 
 
@@ -47,7 +49,7 @@ def resampled_kmeans(points: Array, count: int, rounds: int, seed: int) -> Array
     """Centroids (C, D) of points (N, D), after ``rounds`` of resampling; 0: plain k-means.
 
     Each round learns from the points nearest each centroid, half the mean cluster's size of
-    them, and reassigns all. Of more than 256 points per centroid a sample is drawn first, so
+    them, and reassigns all. Of more than 100 points per centroid a sample is drawn first, so
     that the cost is linear in N when C is sqrt(N).
     """
     rng = np.random.default_rng(seed)

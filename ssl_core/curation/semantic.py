@@ -8,8 +8,6 @@ larger one. Images of different clusters are never compared.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -17,12 +15,15 @@ from numpy.typing import NDArray
 from ..config import Curate
 from ..errors import HeadwaterError
 from ..types import Array
+from ._cells import partition
 from ._share import lottery
-from ._vectors import Ints, assign, kmeans, members, normalise
+from ._vectors import Ints, members, normalise
 from ._verdict import drop
 
 NEEDS_SPLIT = True
 REASON = "semantic"
+# Images per cluster on average (the paper: 8,800). So many whatever N is, and comparing is linear.
+CLUSTER = 1000
 BLOCK = 1024  # rows compared at a time
 TOLERANCE = 1e-6  # float32 cosines of equal rows: at epsilon 0 they are above 1 - epsilon too
 
@@ -121,8 +122,8 @@ def apply(frame: pd.DataFrame, features: Array, cfg: Curate, seed: int) -> pd.Da
     if not pool.any():
         return frame
     unit = normalise(features, np.flatnonzero(pool))
-    centres = kmeans(unit, max(1, round(math.sqrt(len(unit)))), seed)
-    labels = assign(unit, centres)
+    homes, centres = partition(unit, CLUSTER, 1, seed)
+    labels = homes[:, 0]
     distance = 1 - np.einsum("nd,nd->n", unit, centres[labels])
     rows = frame.loc[pool].assign(cluster=labels)
     order = _order(rows, distance, cfg.semantic.prefer, seed)
