@@ -24,7 +24,7 @@ from .parallel import ordered_map
 A = TypeVar("A")
 B = TypeVar("B")
 STORE = 256 * 2**20  # bytes of the object store of a Ray that is started here
-DOOR = "ray://"
+TRIES = 3  # to start it
 
 
 def each(
@@ -40,7 +40,7 @@ def each(
     if scale.engine == "local" or not items:
         yield from ordered_map(function, items, os.cpu_count() or 1, ahead)
         return
-    with _session(scale):
+    with session(scale):
         yield from _by_ray(function, items, scale, chunk)
 
 
@@ -48,7 +48,7 @@ def each(
 
 
 @contextlib.contextmanager
-def _session(scale: Scale) -> Iterator[None]:
+def session(scale: Scale) -> Iterator[None]:
     """A connection to the cluster; one that was open before is used and left open.
 
     Raises:
@@ -66,16 +66,27 @@ def _session(scale: Scale) -> Iterator[None]:
     own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": STORE}
     own |= {"num_cpus": scale.workers} if scale.workers else {}
     there = {"address": scale.address} if scale.address else own
-    try:
-        ray.init(log_to_driver=False, logging_level="ERROR", **there)
-    except Exception as error:  # Ray raises what its parts raise
-        place = f"scale.address = '{scale.address}'" if scale.address else "a Ray on this machine"
-        fix = "check `ray status`, or set scale.engine: local"
-        raise HeadwaterError(place, f"does not start ({error})", fix) from None
+    _start(ray, scale, there)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, scale: Scale, where: dict[str, Any]) -> None:
+    """Ray gives its own processes 15 s to begin, which a busy machine may not give them."""
+    for left in range(TRIES - 1, -1, -1):
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR", **where)
+            return
+        except Exception as error:  # Ray raises what its parts raise
+            ray.shutdown()
+            if left:
+                continue
+            own = not scale.address
+            place = "a Ray on this machine" if own else f"scale.address = '{scale.address}'"
+            fix = "check `ray status`, or set scale.engine: local"
+            raise HeadwaterError(place, f"does not start ({error})", fix) from None
 
 
 def _work(function: Callable[[A], B], row: dict[str, Any]) -> dict[str, Any]:
