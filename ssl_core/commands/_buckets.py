@@ -44,9 +44,14 @@ def referred(paths: Paths) -> set[str]:
 
 
 def revisions(root: Path) -> dict[str, list[str]]:
-    """DVC's hash of the shards -> commits that hold it; of all branches, tags and the reflog."""
+    """DVC's hash of the shards -> commits that hold it; of all branches, tags and the reflog.
+
+    Raises:
+        HeadwaterError: git does not tell all of them.
+    """
     import yaml
 
+    _whole(root)
     texts = {"here": (root / "dvc.lock").read_text()} if (root / "dvc.lock").exists() else {}
     for commit in git(root, "rev-list", "--all", "--reflog", "--", "dvc.lock").split():
         texts[commit] = git(root, "show", f"{commit}:./dvc.lock")
@@ -57,6 +62,14 @@ def revisions(root: Path) -> dict[str, list[str]]:
                 if out["path"] == PRODUCT:
                     found.setdefault(out["md5"], []).append(commit)
     return found
+
+
+def _whole(root: Path) -> None:
+    """That git knows all that it could know. Without a repository there is nothing to know."""
+    here = any((p / ".git").exists() for p in (root.absolute(), *root.absolute().parents))
+    if here and git(root, "rev-parse", "--is-shallow-repository").strip() != "false":
+        fix = "install git; git fetch --unshallow"
+        raise HeadwaterError(root.absolute(), "has a history that git does not tell whole", fix)
 
 
 def _of_models(paths: Paths, by_lineage: dict[str, str]) -> set[str]:
