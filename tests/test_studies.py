@@ -70,6 +70,7 @@ STUDY = {
     "depths": [0, 2],
     "quantities": [0.25, 0.5],
     "shots": [1, 2],
+    "contrast": ["moco_v3"],
 }
 
 
@@ -84,7 +85,7 @@ class Expected:
 TABLE = {
     "alignment": Expected(("axis", "share", "linear", "coarse_linear", "shots_1", "steps"), 8),
     "cl_vs_mim": Expected(("layer", "attention_nmi", "amplitude", "fine_tune", "layer_knn"), 6),
-    "label_free": Expected(("axis", "family", "rankme", "lidar", "alpha_req", "uniformity"), 12),
+    "label_free": Expected(("axis", "family", "rankme", "lidar", "alpha_req", "uniformity"), 6),
     "projector": Expected(("cut", "rho", "jitter_r2", "read_most_rho", "linear"), 7),
     "temperature": Expected(("hardest", "own_class", "uniformity", "tolerance", "knn"), 5),
 }
@@ -167,7 +168,7 @@ def test_study_has_rows_by_seed_pictures_and_claims(
     for claim in found.claims:
         assert claim.verdict in ("yes", "no", "undecided")
         assert "arXiv" in claim.source or claim.source.startswith("a check")
-        assert claim.low <= claim.value <= claim.high
+        assert claim.low <= claim.value <= claim.high or claim.seeds < 2
     assert all("axis of quantity" in text for text in found.left_out)  # 4 steps see few
 
 
@@ -202,7 +203,7 @@ def test_a_second_call_trains_and_measures_nothing(
         monkeypatch.setattr(place, attribute, lambda *_, **__: pytest.fail("done again"))
     again = plugins.load("studies", name).run(config(), paths)
     pd.testing.assert_frame_equal(again.rows, before.rows)
-    assert again.claims == before.claims
+    assert [str(c) for c in again.claims] == [str(c) for c in before.claims]  # NaN too
 
 
 def test_another_setting_is_another_training(
@@ -607,6 +608,11 @@ def test_tau_is_kendalls_and_turned_where_less_is_better() -> None:
     assert label_free.kendall(rows, "rankme") == pytest.approx(4 / 6)  # one of six pairs is turned
     assert label_free.kendall(rows, "alignment") == pytest.approx(4 / 6)
     assert math.isnan(label_free.kendall(rows.assign(rankme=1.0), "rankme"))
+    rng = np.random.default_rng(0)
+    for _ in range(20):  # with ties
+        drawn = pd.DataFrame({k: rng.integers(0, 6, 12).astype(float) for k in ("knn", "lidar")})
+        expected = stats.kendalltau(drawn["lidar"], drawn["knn"]).statistic
+        assert label_free.kendall(drawn, "lidar") == pytest.approx(expected)
     assert label_free.regret(rows, "rankme") == pytest.approx(0)
     worst = rows.assign(alignment=[0.0, 1.0, 2.0, 3.0])  # puts the first one first
     assert label_free.regret(worst, "alignment") == pytest.approx(0.3)
