@@ -618,4 +618,4 @@ def test_tau_is_kendalls_and_turned_where_less_is_better() -> None:
     assert label_free.regret(worst, "alignment") == pytest.approx(0.3)
     two = pd.concat([rows.assign(seed=s) for s in (0, 1)])
     low, high = label_free.spread(two, "rankme", 50)
-    assert -1 <= low <= label_free.kendall(rows, "rankme") <= high <= 1
+    assert -1 <= low <= label_free.kendall(rows, "rankme") <= high <= 1 + 1e-9
