@@ -44,7 +44,7 @@ def shell(*command: str, cwd: Path, check: bool = True, **env: str) -> str:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"} | env,
         check=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -61,10 +62,12 @@ class Site:
 
 def until(true: Callable[[], Any]) -> Any:
     end = time.monotonic() + PATIENCE
-    while not (found := true()):
+    while True:
+        with contextlib.suppress(TimeoutError, urllib.error.URLError):  # busy, or not there yet
+            if found := true():
+                return found
         assert time.monotonic() < end, {r["runId"]: (r["status"], r["tags"]) for r in runs()}
         time.sleep(0.1)
-    return found
 
 
 def gql(query: str, **variables: Any) -> Any:

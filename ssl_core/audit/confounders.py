@@ -378,7 +378,8 @@ def rank(*tables: pd.DataFrame) -> pd.DataFrame:
     for verdict in VERDICTS:
         both[verdict] = both[verdict].astype("boolean").fillna(False).astype(bool)
     text = dict.fromkeys(("property", "kind", "target", "class", "value", "same_as", "text"), "str")
-    both["same_as"] = both["same_as"].fillna("")
+    same = both["same_as"].astype(object)
+    both["same_as"] = same.where(same.notna(), "").astype("str")
     both = both.astype(text | {c: "float64" for c in COLUMNS if c not in (*text, *VERDICTS)})
     order = ["named", "target", "score"]
     return both.sort_values(order, ascending=[False, False, False], ignore_index=True)

@@ -1,7 +1,7 @@
 """What encoders learnt: all measures and analyses, ours beside others, in one comparative report.
 
 What was found of an encoder is kept in ``runs/analysis`` by its weights, the shards, the settings
-and the analysis's own source: a second call computes only what is new.
+and the source of measures: a second call computes only what is new.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,22 @@ def _data(cfg: Config, paths: Paths) -> list[str]:
     return [sha256_file(paths.shards / LINEAGE), drawn]
 
 
+@cache
+def _sources() -> list[str]:
+    """Digests of all code that a finding may come from."""
+    root = Path(__file__).parent.parent
+    files = [*root.glob("evaluate/*.py"), *root.glob("analyse/*.py")]
+    files += [root / f"{name}.py" for name in ("augment", "embed", "finetune")]
+    return [sha256_file(file) for file in sorted(files)]
+
+
 def _key(kind: str, name: str, cfg: Config, weights: str, data: list[str]) -> str:
     """What one finding depends on."""
-    source = sha256_file(Path(str(plugins.load(kind, name).__file__)))
+    plugins.load(kind, name)  # says if there is no such file
     own = cfg.section("evaluate") | cfg.section("analyse")
     free = ("analyses", "encoders", "measures", "baselines")  # which, not how
     settings = {k: v for k, v in own.items() if k not in free}
-    return f"{name}-{sha256_json([source, settings, cfg.seed, weights, data])[:16]}"
+    return f"{name}-{sha256_json([_sources(), settings, cfg.seed, weights, data])[:16]}"
 
 
 # ---- one encoder -------------------------------------------------------------------------------
