@@ -279,3 +279,24 @@ def test_leak_limits_are_looser_than_those_of_near() -> None:
 def test_without_a_test_side_nothing_leaks() -> None:
     frame = frame_of([{"phash": "0" * 16}] * 3)
     assert leak.apply(frame, np.ones((3, 4), dtype=np.float32), Curate(), 0)["keep"].all()
+
+
+def test_trace_says_which_step_dropped_an_image_why_and_for_which(tmp_path: Any) -> None:
+    from ssl_core.commands import trace
+    from ssl_core.config import Paths
+
+    frame, features, images = straddling()
+    frame["dup_of"] = frame["dup_of"].astype("str")
+    out = leak.apply(frame, features, Curate(), 0, look=looker(images))
+    paths = Paths(tmp_path)
+    paths.curated.mkdir(parents=True)
+    paths.manifest.mkdir(parents=True)
+    out.to_parquet(paths.curated / "curated.parquet", index=False)
+    out[["path", "sha256", "label", "group", "source"]].to_parquet(
+        paths.manifest / "manifest.parquet", index=False
+    )
+    lost = out[~out["keep"]].iloc[0]
+    found = trace.trace(paths, str(lost["path"]))
+    assert found["curation"][0]["dup_of"] == lost["dup_of"]
+    line = f"dropped (leak: copy of a test image), for {lost['dup_of'][:12]}, split train"
+    assert line in trace.text(found)

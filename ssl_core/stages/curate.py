@@ -98,13 +98,14 @@ def curate(
     frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter, look: Look | None = None
 ) -> pd.DataFrame:
     """Run the steps. The split is known to each of them and final after the last."""
+    frame["split"] = assign_split(frame, cfg.data.test_fraction)
     for name, step in load_steps(cfg.curate.steps):
-        frame["split"] = assign_split(frame, cfg.data.test_fraction)
         before = int(frame["keep"].sum())
         see = {"look": look} if getattr(step, "NEEDS_PIXELS", False) else {}
         frame = step.apply(frame, features, cfg.curate, cfg.seed, **see)
+        if not getattr(step, "NEEDS_SPLIT", False):  # its groups of duplicates shape the split
+            frame["split"] = assign_split(frame, cfg.data.test_fraction)
         report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
-    frame["split"] = assign_split(frame, cfg.data.test_fraction)
     return synthesise.apart(frame)
 
 
