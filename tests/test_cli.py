@@ -17,7 +17,7 @@ from typer.main import get_command
 from ssl_core import __main__ as entry
 
 # Command -> arguments that leave it something to mend in an empty folder; None: it cannot fail.
-BAD = ["-p", "nowhere.yaml"]
+BAD = ["-p", "broken.yaml"]
 TABLE: dict[str, list[str] | None] = {
     "alert": BAD,
     "analyse": BAD,
@@ -28,14 +28,14 @@ TABLE: dict[str, list[str] | None] = {
     "collect": ["key", "2026-01-01", *BAD],
     "config schema": None,
     "config show": BAD,
-    "correct": ["nowhere.csv", *BAD],
+    "correct": ["broken.yaml", *BAD],
     "curate": BAD,
     "diagnose": ["2026-01-01", *BAD],
     "diff": ["nowhere"],
     "doctor": BAD,
     "embed": BAD,
     "evaluate": BAD,
-    "export": ["--model", "0123456789ab"],
+    "export": ["0123456789ab"],
     "forget": ["nowhere.png"],
     "ingest": BAD,
     "init": ["nowhere"],
@@ -85,7 +85,13 @@ def call(*words: str) -> int:
 @pytest.fixture(autouse=True)
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("data: [")
     return tmp_path
+
+
+def test_a_file_that_is_not_there_is_not_taken_for_defaults() -> None:
+    assert call("config", "show") == 0
+    assert call("config", "show", "-p", "nowhere.yaml") == 1
 
 
 def test_the_table_is_the_list_of_commands() -> None:
@@ -143,7 +149,7 @@ def in_shell(shell: str, text: str, home: Path, *flags: str) -> str:
     bin_ = home / "bin"
     if not bin_.exists():
         bin_.mkdir()
-        script = f'#!/bin/sh\nexec {sys.executable} -m ssl_core "$@"\n'
+        script = f"#!{sys.executable}\nfrom ssl_core.__main__ import main\n\nmain()\n"
         (bin_ / "headwater").write_text(script)
         (bin_ / "headwater").chmod(0o755)
     path = os.pathsep.join([str(bin_), "/usr/local/bin", "/usr/bin", "/bin"])
