@@ -297,12 +297,14 @@ def report(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) ->
 
 
 @app.command()
-def rollback(reason: Annotated[str, typer.Argument(help="why; kept in the log")]) -> None:
+def rollback(
+    reason: Annotated[str, typer.Argument(help="why; kept in the log")], as_json: Json = False
+) -> None:
     """Go back to the previous champion."""
     from . import registry
 
     name = registry.rollback(Paths().registry, reason)
-    print(f"champion is {name}. Record it: dvc commit -f promote")
+    _print({"champion": name, "record it": "dvc commit -f promote"}, as_json)
 
 
 @app.command("repair")
@@ -344,9 +346,9 @@ def alert(params: Params = DEFAULT, set_: Set = None, as_json: Json = False) -> 
 
 
 @app.command()
-def version() -> None:
+def version(as_json: Json = False) -> None:
     """Print the version."""
-    print(__version__)
+    print(json.dumps({"version": __version__}) if as_json else __version__)
 
 
 def main() -> None:

@@ -534,12 +534,16 @@ def load(path: Path | None = None, overrides: dict[str, Any] | None = None) -> C
     """Read ``params.yaml`` (missing file: all defaults), apply ``{"a.b": value}`` overrides.
 
     Raises:
-        HeadwaterError: unknown key (names the nearest valid one) or bad value.
+        HeadwaterError: no YAML, unknown key (names the nearest valid one) or bad value.
     """
     import yaml
 
     path = path or Path("params.yaml")
-    tree: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    try:
+        tree: dict[str, Any] = (yaml.safe_load(path.read_text()) or {}) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        rule = f"is no YAML ({' '.join(str(error).split())})"
+        raise HeadwaterError(path, rule, "mend it there") from None
     for key, value in (overrides or {}).items():
         node = tree
         *parents, last = key.split(".")

@@ -63,9 +63,15 @@ def overrides(changes: list[str] | None) -> dict[str, Any]:
 
 
 def settings(params: Path, changes: list[str] | None = None) -> Config:
-    """The configuration with what ``--set`` changes."""
+    """The configuration with what ``--set`` changes.
+
+    Raises:
+        HeadwaterError: a file that was asked for is not there, or it is not valid.
+    """
     from ..config import load
 
+    if params != DEFAULT and not params.exists():
+        raise HeadwaterError(f"--params {params}", "is not there", "give the path of a params.yaml")
     return load(params, overrides(changes))
 
 
