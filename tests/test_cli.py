@@ -28,7 +28,7 @@ TABLE: dict[str, list[str] | None] = {
     "collect": ["key", "2026-01-01", *BAD],
     "config schema": None,
     "config show": BAD,
-    "correct": ["broken.yaml", *BAD],
+    "correct": ["nowhere.csv"],
     "curate": BAD,
     "diagnose": ["2026-01-01", *BAD],
     "diff": ["nowhere"],
