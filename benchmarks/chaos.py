@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,25 +180,12 @@ def nothing() -> None:
 
 
 @contextmanager
-def full_disk() -> Iterator[Callable[[], None]]:
-    """Products lie on a file system that is too small for them."""
+def _mounted(options: str) -> Iterator[Callable[[], None]]:
+    """Products lie on a file system of their own."""
     reset()
     products_ = Path("data/products").absolute()
     products_.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", products_], check=True)
-    try:
-        yield nothing
-    finally:
-        subprocess.run(["umount", products_], check=True)
-
-
-@contextmanager
-def read_only() -> Iterator[Callable[[], None]]:
-    """Products lie on a file system that refuses writes."""
-    reset()
-    products_ = Path("data/products").absolute()
-    products_.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", products_], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", products_], check=True)
     try:
         yield nothing
     finally:
@@ -264,8 +252,8 @@ def two_at_once() -> Iterator[Callable[[], None]]:
 
 
 FAULTS: dict[str, Fault] = {
-    "full disk": full_disk,
-    "read-only products": read_only,
+    "full disk": partial(_mounted, "size=200k"),  # too small for them
+    "read-only products": partial(_mounted, "ro"),
     "clock ahead": clock_ahead,
     "clock behind": clock_behind,
     "missing shard": missing_shard,

@@ -205,7 +205,7 @@ def test_copies_share_a_cell_and_no_cell_is_large(monkeypatch: pytest.MonkeyPatc
         assert (np.diff(cell) > 0).all()
         for row in cell:
             homes[row].add(number)
-    assert {len(h) for h in homes} <= {1, 2}
+    assert {len(h) for h in homes} <= {1, 2, 3, 4}  # crowded cells are divided
     shared = [bool(homes[a] & homes[b]) for a, b in copies]
     assert np.mean(shared) > 0.99
     again = list(_cells.cells(unit, 0))

@@ -15,12 +15,11 @@ from torch import Tensor
 from .. import embed, models
 from ..errors import HeadwaterError
 from ..evaluate import _common, _head, linear
+from ..evaluate._common import Row, row
 from ..finetune import Source
 from ..types import Array, Embeddings
 
-Row = dict[str, Any]
 Rows = NDArray[np.int64]
-NAN = float("nan")
 NOT_JUDGED = 255  # in masks
 DRAWS = 200  # bootstrap draws of an interval
 
@@ -32,25 +31,6 @@ class Finding:
     rows: list[Row] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
     missing: str = ""
-
-
-def row(
-    metric: str,
-    value: float,
-    n: int,
-    slice_: str = "all",
-    interval: tuple[float, float] = (NAN, NAN),
-) -> Row:
-    """One row of a finding."""
-    low, high = interval
-    return {
-        "slice": slice_,
-        "metric": metric,
-        "value": float(value),
-        "low": float(low),
-        "high": float(high),
-        "n": int(n),
-    }
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ def clusters(features: Array, seed: int) -> Labels:
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
 
-    rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    rows = _common.unit(features)
     width = min(32, *rows.shape)
     turned = PCA(width, random_state=seed).fit_transform(rows)
     count = int(np.clip(len(rows) // 50, 2, 64))

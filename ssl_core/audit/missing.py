@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..evaluate._common import unit
 from ..types import Array
 
 NEIGHBOURS = 10
@@ -38,9 +39,7 @@ def neighbours(known: Array, asked: Array, count: int) -> NDArray[np.int64]:
     """Rows of ``known`` (N, D) nearest to each of ``asked`` (M, D) by cosine: (M, count)."""
     import faiss
 
-    rows = [np.ascontiguousarray(x, np.float32) for x in (known, asked)]
-    for x in rows:
-        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    rows = [unit(np.ascontiguousarray(x, np.float32)) for x in (known, asked)]
     index = faiss.IndexFlatIP(rows[0].shape[1])
     index.add(rows[0])
     found: NDArray[np.int64] = index.search(rows[1], min(count, len(rows[0])))[1]

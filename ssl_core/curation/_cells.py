@@ -16,6 +16,7 @@ from ._vectors import BLOCK, Ints, assign, kmeans, members
 EXACT_UP_TO = 8192  # rows: one cell, all pairs
 CELL = 512  # rows per centre on average
 HOMES = 2
+CROWDED = 4  # times CELL: a larger cell is divided once more
 PROBES = 8  # coarse lists searched for the nearest centres
 SAMPLE, LEAST = 64, 8192  # rows per centre that the centres are learnt from, and in all
 
@@ -25,6 +26,17 @@ def cells(unit: Array, seed: int) -> Iterator[Ints]:
     if len(unit) <= EXACT_UP_TO:
         yield np.arange(len(unit))
         return
+    for rows in _split(unit, seed):
+        if len(rows) <= CROWDED * CELL:
+            yield rows
+            continue
+        # Some centres are near everything, the more so the more dimensions there are.
+        for part in _split(unit[rows], seed + 1):
+            yield rows[part]
+
+
+def _split(unit: Array, seed: int) -> Iterator[Ints]:
+    """Rows of each centre, ascending."""
     homes, centres = partition(unit, CELL, HOMES, seed)
     for found in members(homes.ravel(), len(centres)):  # (N, HOMES) -> (N * HOMES,)
         rows = np.unique(found // HOMES)

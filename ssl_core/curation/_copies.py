@@ -21,9 +21,9 @@ from ._cells import cells
 from ._union import Pairs, components
 from ._vectors import MIRROR, Bits, Ints
 
-BLOCK = 512  # rows compared with a cell at a time: bounds the pairs held where all are alike
+BLOCK = 256  # rows compared with a cell at a time: bounds the pairs held where all are alike
 DOUBTFUL_HAMMING = 18  # bits of 64 up to which pixels are compared
-NEIGHBOURS = 32  # doubtful partners per row and cell, the most similar: bounds time on dense data
+NEIGHBOURS = 8  # doubtful partners per row and cell, the most similar: bounds time on dense data
 NONE = np.empty((0, 2), dtype=np.int64)
 # Small pictures of some rows, uint8: (n,) -> (n, 3, SIDE, SIDE)
 Look = Callable[[Ints], _pixels.Pixels]
@@ -101,17 +101,33 @@ def _identical(rows: Rows) -> Pairs:
 def _candidates(
     rows: Rows, stands: NDArray[np.bool_], limits: Limits, look: bool, seed: int
 ) -> Iterator[tuple[Pairs, Pairs]]:
-    """Sure and doubtful pairs, block by block."""
+    """Sure and doubtful pairs, block by block.
+
+    Hashes are compared for all pairs of a block, similar or not: that costs the same however
+    many images are similar, and hardly any pair is left.
+    """
     least = np.float32(min(limits.cosine, limits.floor) if look else limits.cosine)
     for cell in cells(rows.unit, seed):
         for first, second in _blocks(cell[stands[cell]], rows.side):
-            cosines = rows.unit[first] @ rows.unit[second].T  # (B, n)
+            alike = _alike(rows.bits[first, None], rows.bits[second], limits, look)  # (B, n)
             if rows.side is None:  # second begins with first: each pair once
-                cosines[:, : len(first)][np.tri(len(first), dtype=bool)] = -2
-            flat = np.flatnonzero(cosines.ravel() >= least)
+                alike[:, : len(first)][np.tri(len(first), dtype=bool)] = False
+            cosines = rows.unit[first] @ rows.unit[second].T  # (B, n)
+            alike &= cosines >= least
+            flat = np.flatnonzero(alike)
             i, j = np.divmod(flat, len(second))
             close = cosines.ravel()[flat]
             yield _sorted_out(first[i], second[j], close, rows.bits, limits, look)
+
+
+def _alike(a: Bits, b: Bits, limits: Limits, look: bool) -> NDArray[np.bool_]:
+    """Whether the hashes allow a sure or a doubtful pair: broadcast shapes."""
+    odds = a ^ b
+    distance = np.bitwise_count(odds)
+    if not look:
+        return distance <= limits.hamming
+    np.minimum(distance, np.bitwise_count(odds ^ MIRROR), out=distance)
+    return distance <= max(limits.hamming, DOUBTFUL_HAMMING)
 
 
 def _blocks(cell: Ints, side: NDArray[np.bool_] | None) -> Iterator[tuple[Ints, Ints]]:

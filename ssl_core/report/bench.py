@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import _tables
 from ._figures import _figure
 from ._theme import ACCENT, MUTED, SOFT, WARM, styled
 
@@ -47,14 +48,14 @@ def markdown(table: Sequence[Row]) -> str:
     heads = ["method", "steps", *(f"{NAMES[m]} %" for m in shown)]
     heads += [f"{NAMES[m]} over random init" for m in shown]
     for set_ in dict.fromkeys(r["set"] for r in table):
-        lines += [f"### {set_}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        rows = []
         for r in reversed(_ranked(table, set_)):
             stopped = f" ({r['failed']} stopped)" if r["failed"] else ""
             cells = [_name(r) + stopped, f"{r['steps']:.0f}" if "steps" in r else ""]
             cells += [_cell(r.get(m)) for m in shown]
             cells += [_margin(r.get(m)) if r["name"] != "random" else "" for m in shown]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+            rows.append(cells)
+        lines += [f"### {set_}", "", *_tables.markdown(heads, rows), ""]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from . import _tables
 from .html import decimal
 
 NAME = "MODEL_CARD.md"
@@ -27,9 +28,8 @@ encoder = timm.create_model(
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(str(c).replace('|', '/') for c in row)} |" for row in rows]
-    return "\n".join(lines)
+    cells = [[str(c).replace("|", "/") for c in row] for row in rows]
+    return "\n".join(_tables.markdown(heads, cells))
 
 
 def _value(row: Any) -> str:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import _tables
 from ._figures import _figure
 from ._theme import ACCENT, GOOD, HUES, MUTED, SOFT, WARM, styled
 
@@ -19,11 +20,6 @@ def _share(value: float | None) -> str:
 
 def _weeks(value: int | None) -> str:
     return "" if value is None else str(value)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    return lines + [f"| {' | '.join(cells)} |" for cells in rows] + [""]
 
 
 def markdown(table: Sequence[Row], totals: Sequence[Row], about: Mapping[str, Any]) -> str:
@@ -46,7 +42,7 @@ def markdown(table: Sequence[Row], totals: Sequence[Row], about: Mapping[str, An
         ]
         for t in totals
     ]
-    lines = [*_table(heads, rows), *_each(table, about)]
+    lines = [*_tables.markdown(heads, rows), "", *_each(table, about)]
     return "\n".join(lines)
 
 
@@ -64,7 +60,7 @@ def _each(table: Sequence[Row], about: Mapping[str, Any]) -> list[str]:
     texts = [
         f"- `{s.name}`: {s.text}" + (f", week {s.onset}" if s.onset else "") for s in about.values()
     ]
-    return [*texts, "", *_table(heads, rows)]
+    return [*texts, "", *_tables.markdown(heads, rows), ""]
 
 
 def picture(cases: Sequence[Row], about: Mapping[str, Any]) -> bytes:

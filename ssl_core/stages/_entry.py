@@ -17,6 +17,7 @@ from ..evaluate import _head
 from ..gate import Slice
 from ..report import model_card
 from ..shards import synthetic
+from .pretrain import SEEN, trained_on
 
 REFERENCE = (
     "sha256",
@@ -106,13 +107,11 @@ def described(paths: Paths, content: dict[str, Any], reason: str) -> str:
 
 def enter(cfg: Config, paths: Paths, whole: Slice, reason: str) -> str:
     """Copy the challenger into the registry; returns its id."""
-    index = pd.read_parquet(paths.shards / "index.parquet")
-    train = index[index["split"] == "train"].rename(columns={"key": "sha256"})
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         reference(cfg.deploy, paths).to_parquet(work / "reference.parquet", index=False)
-        train[["sha256", "group"]].to_parquet(work / "seen.parquet", index=False)
+        trained_on(paths).to_parquet(work / SEEN, index=False)
         content = card(paths, whole)
         (work / model_card.NAME).write_text(described(paths, content, reason))
-        extra = {f: work / f for f in ("reference.parquet", "seen.parquet", model_card.NAME)}
+        extra = {f: work / f for f in ("reference.parquet", SEEN, model_card.NAME)}
         return registry.add(paths.registry, {**files(paths), **extra}, content)

@@ -31,11 +31,10 @@ from ..artifacts import (
     write_json,
 )
 from ..config import Config, Paths
-from ..evaluate import linear
 from ..progress import Reporter
 from ..report import comparison
 from ._subjects import subject
-from .evaluate import COLUMNS, OURS
+from .evaluate import COLUMNS, OURS, values
 
 
 @dataclass
@@ -104,24 +103,22 @@ def _sources() -> list[str]:
 
 def _key(kind: str, name: str, cfg: Config, weights: str, data: list[str]) -> str:
     """What one finding depends on."""
-    plugins.load(kind, name)  # says if there is no such file
     own = cfg.section("evaluate") | cfg.section("analyse")
     free = ("analyses", "encoders", "measures", "baselines")  # which, not how
     settings = {k: v for k, v in own.items() if k not in free}
-    return f"{name}-{sha256_json([_sources(), settings, cfg.seed, weights, data])[:16]}"
+    return f"{name}-{sha256_json([kind, _sources(), settings, cfg.seed, weights, data])[:16]}"
 
 
 # ---- one encoder -------------------------------------------------------------------------------
 
 
-def look(name: str, cfg: Config, paths: Paths, report: Reporter) -> Look:
-    """Every measure of features and every analysis of one encoder.
+def look(name: str, cfg: Config, paths: Paths, data: list[str], report: Reporter) -> Look:
+    """Every measure of features and every analysis of one encoder; ``data`` as of :func:`_data`.
 
     Raises:
         HeadwaterError: no such encoder, an unknown measure or analysis, no labels.
     """
     who, weights = subject(name, cfg, paths, report)
-    data = _data(cfg, paths)
     work, found = paths.runs / "analysis", Look(who, weights)
     chosen = cfg.analyse.analyses or tuple(plugins.names("analyse"))
     for kind, names in (("evaluate", cfg.evaluate.measures), ("analyse", chosen)):
@@ -135,10 +132,8 @@ def look(name: str, cfg: Config, paths: Paths, report: Reporter) -> Look:
 
 
 def _measure(name: str, found: Look, cfg: Config) -> Finding:
-    train, test = found.subject.train, found.subject.test
-    if name == "linear":  # the dearest fit is not made twice
-        return Finding(linear.rows(found.subject.head, train, test, cfg.evaluate))
-    return Finding(plugins.load("evaluate", name).run(train, test, cfg.evaluate))
+    who = found.subject
+    return Finding(values(name, who.head, who.train, who.test, cfg))
 
 
 def _analyse(name: str, found: Look, cfg: Config) -> Finding:
@@ -156,9 +151,11 @@ def _said(finding: Finding) -> str:
 # ---- encoders beside each other ----------------------------------------------------------------
 
 
-def relations(looks: list[Look], cfg: Config, paths: Paths) -> dict[tuple[str, str], Finding]:
+def relations(
+    looks: list[Look], cfg: Config, paths: Paths, data: list[str]
+) -> dict[tuple[str, str], Finding]:
     """How alike the layers of every two encoders are (CKA)."""
-    found, data = {}, _data(cfg, paths)
+    found = {}
     for a, b in combinations(looks, 2):
         key = _key("analyse", "cka", cfg, f"{a.key} {b.key}", data)
         make = partial(cka.between, a.subject, b.subject, cfg.analyse)
@@ -199,7 +196,7 @@ def likeness_of(pairs: dict[tuple[str, str], Finding]) -> comparison.Likeness:
     return comparison.Likeness(values, pictures)
 
 
-def write(looks: list[Look], out: Path, cfg: Config, paths: Paths) -> pd.DataFrame:
+def write(looks: list[Look], out: Path, cfg: Config, paths: Paths, data: list[str]) -> pd.DataFrame:
     """results.parquet, the pictures, what is missing, and index.html."""
     table = pd.concat([one.table() for one in looks], ignore_index=True)
     table.to_parquet(out / "results.parquet", index=False)
@@ -209,13 +206,13 @@ def write(looks: list[Look], out: Path, cfg: Config, paths: Paths) -> pd.DataFra
         for kind, finding in one.findings.items():
             if finding.missing:
                 missing[f"{one.subject.name} {kind}"] = finding.missing
-            for what, data in finding.pictures.items():
-                write_bytes(out / "pictures" / name / f"{kind}-{what}.png", data)
+            for what, png in finding.pictures.items():
+                write_bytes(out / "pictures" / name / f"{kind}-{what}.png", png)
     write_json(out / "missing.json", missing)
-    likeness = relations(looks, cfg, paths)
+    likeness = relations(looks, cfg, paths, data)
     for (a, b), finding in likeness.items():
-        for what, data in finding.pictures.items():
-            write_bytes(out / "pictures" / f"{_plain(a)} and {_plain(b)}" / f"{what}.png", data)
+        for what, png in finding.pictures.items():
+            write_bytes(out / "pictures" / f"{_plain(a)} and {_plain(b)}" / f"{what}.png", png)
     page = comparison.render(
         [_seen(one) for one in looks], table, likeness_of(likeness), paths.shards, cfg.seed
     )
@@ -234,12 +231,12 @@ def run(cfg: Config, paths: Paths, encoders: tuple[str, ...] = ()) -> dict[str, 
     """
     names = tuple(dict.fromkeys(encoders or (OURS, *cfg.analyse.encoders)))
     with Reporter("analyse") as report, atomic_dir(paths.analysis) as out:
-        looks = []
+        looks, data = [], _data(cfg, paths)
         with report.bar(len(names), "encoders") as advance:
             for name in names:
-                looks.append(look(name, cfg, paths, report))
+                looks.append(look(name, cfg, paths, data, report))
                 advance()
-        table = write(looks, out, cfg, paths)
+        table = write(looks, out, cfg, paths, data)
         seconds = {o.subject.name: round(sum(o.seconds.values()), 1) for o in looks}
     return {
         "encoders": list(names),

@@ -56,16 +56,23 @@ def predictions(head: _head.Head, test: Embeddings) -> pd.DataFrame:
     )
 
 
+def values(
+    kind: str, head: _head.Head, train: Embeddings, test: Embeddings, cfg: Config
+) -> list[dict[str, Any]]:
+    """Rows of one measure; ``head`` is the linear probe of ``train``."""
+    if kind == "linear":  # the dearest fit is not made twice
+        return linear.rows(head, train, test, cfg.evaluate)
+    found: list[dict[str, Any]] = plugins.load("evaluate", kind).run(train, test, cfg.evaluate)
+    return found
+
+
 def measure(
     name: str, train: Embeddings, test: Embeddings, cfg: Config, report: Reporter
 ) -> tuple[list[dict[str, Any]], _head.Head]:
     """Rows of all measures for one encoder, and its linear head."""
     rows, head = [], linear.fit(train)
     for kind in cfg.evaluate.measures:
-        if kind == "linear":  # the dearest fit is not made twice
-            found = linear.rows(head, train, test, cfg.evaluate)
-        else:
-            found = plugins.load("evaluate", kind).run(train, test, cfg.evaluate)
+        found = values(kind, head, train, test, cfg)
         rows += [{"encoder": name, "measure": kind, **row} for row in found]
         main = next(r for r in found if r["slice"] == "all")
         report.log(

@@ -132,12 +132,17 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
     return counts | {"method": cfg.pretrain.method}
 
 
-def _note_seen(paths: Paths, work: Path) -> None:
-    """Before the first step: shards may be others by the time that somebody asks."""
+def trained_on(paths: Paths) -> pd.DataFrame:
+    """sha256 and group of the images that an encoder of these shards is trained on."""
     index = pd.read_parquet(paths.shards / store.INDEX, columns=["split", "key", "group"])
     train = index[index["split"] == "train"].rename(columns={"key": "sha256"})
+    return train[["sha256", "group"]]
+
+
+def _note_seen(paths: Paths, work: Path) -> None:
+    """Before the first step: shards may be others by the time that somebody asks."""
     with atomic_file(work / SEEN) as temp:
-        train[["sha256", "group"]].to_parquet(temp, engine="pyarrow", index=False)
+        trained_on(paths).to_parquet(temp, engine="pyarrow", index=False)
 
 
 def _keep_telemetry(paths: Paths, work: Path) -> None:

@@ -17,7 +17,7 @@ from ..config import Arm, Config, Paths, Pretrain
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..reader import ShardReader
-from ..shards import SYNTHETIC
+from ..shards import synthetic
 from ..types import Array, Embeddings
 from . import evaluate, pretrain
 
@@ -34,7 +34,7 @@ class Images:
 
     def known(self, split: str) -> NDArray[np.int64]:
         """The labelled rows of a split, real images only."""
-        real = ~np.char.startswith(self.rows.sources, SYNTHETIC)
+        real = ~synthetic(self.reader.frame["source"])
         return np.flatnonzero((self.rows.labels >= 0) & (self.split == split) & real)
 
     def sets(self, features: Array) -> tuple[Embeddings, Embeddings]:

@@ -12,6 +12,7 @@ import pandas as pd
 from .. import plugins
 from ..artifacts import atomic_file, write_bytes, write_json
 from ..config import Config, Paths
+from ..report import _tables
 from ._common import RULE, SAID, Study
 
 KIND = "studies"
@@ -90,6 +91,5 @@ def _table(frame: pd.DataFrame) -> list[str]:
         return f"{value:g}" if isinstance(value, float) else str(value)
 
     head = [str(c).replace("_", " ") for c in frame.columns]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     rows = frame.itertuples(index=False, name=None)
-    return lines + [f"| {' | '.join(cell(v) for v in row)} |" for row in rows]
+    return _tables.markdown(head, [[cell(v) for v in row] for row in rows])

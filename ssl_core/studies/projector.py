@@ -20,7 +20,7 @@ from .. import augment, models
 from ..analyse import invariance, layerwise
 from ..analyse._subject import Subject
 from ..config import Config, Paths
-from ..evaluate import rankme
+from ..evaluate import linear, rankme
 from ..stages.seeds import Images
 from ..types import Array
 from . import _charts, _common, _lab, _subspace
@@ -28,6 +28,7 @@ from ._common import Claim, Study
 
 RULES = 1  # raise it when a row would be measured differently
 ALIGNED = "supcon"  # a pretext that is the task itself
+Seen = dict[str, dict[str, Array]]  # augmentation -> cut -> features (n, q, D)
 IMAGES, DRAWN = 256, 4  # for invariance; augmentations of each
 PARAMETERS = 512  # images from which an augmentation's parameters are regressed, and as many tests
 HALF = 0.5
@@ -63,9 +64,10 @@ def _cell(
     def work() -> dict[str, Any]:
         method = training.method
         subject = lab.subject(training.encoder, whole)
+        seen = _augmented(method, whole.reader.take(_some(whole, IMAGES)))
         return {
-            "cuts": _cuts(method, subject, whole),
-            **_read(method, subject, whole),
+            "cuts": _cuts(method, subject, whole, seen),
+            **_read(method, subject, whole, seen),
             "steps": training.steps,
         }
 
@@ -92,7 +94,7 @@ def _onward(projector: nn.Sequential, h: Array) -> dict[str, Array]:
     return found
 
 
-def _cuts(method: Any, subject: Subject, whole: Images) -> list[dict[str, Any]]:
+def _cuts(method: Any, subject: Subject, whole: Images, seen: Seen) -> list[dict[str, Any]]:
     """Probes at every cut; from h on also invariance and what is known of the augmentation."""
     rows = np.arange(len(whole.rows))
     layers = layerwise.features(subject, rows)
@@ -101,8 +103,6 @@ def _cuts(method: Any, subject: Subject, whole: Images) -> list[dict[str, Any]]:
     del blocks[next(reversed(blocks))]  # the last one is h but for a norm
     after = _onward(method.projector, h)
     places = {name: i - len(blocks) for i, name in enumerate([*blocks, *after])}
-    pixels = whole.reader.take(_some(whole, IMAGES))
-    seen = _augmented(method, pixels)
     known = _parameters(method, whole)
     found = []
     for name, features in {**blocks, **after}.items():
@@ -124,7 +124,7 @@ def _some(whole: Images, count: int, skip: int = 0) -> Any:
     return np.sort(order[skip : skip + count])
 
 
-def _augmented(method: Any, pixels: torch.Tensor) -> dict[str, dict[str, Array]]:
+def _augmented(method: Any, pixels: torch.Tensor) -> Seen:
     """Augmentation -> cut -> features (n, q, D)."""
     found = {}
     for kind, view in invariance.families(pixels.shape[-1]).items():
@@ -157,7 +157,7 @@ def _parameters(method: Any, whole: Images) -> dict[str, float]:
     return {cut: _subspace.regression(train[cut], targets, test[cut], truth) for cut in train}
 
 
-def _read(method: Any, subject: Subject, whole: Images) -> dict[str, float]:
+def _read(method: Any, subject: Subject, whole: Images, seen: Seen) -> dict[str, float]:
     """The half of directions that the projector reads most, beside the other half."""
     if not len(method.projector):
         return {}
@@ -168,7 +168,6 @@ def _read(method: Any, subject: Subject, whole: Images) -> dict[str, float]:
     half = round(HALF * len(values))
     parts = {"most": vectors[:, :half], "least": vectors[:, half:]}
     spread = np.asarray(h - h.mean(0), np.float64)
-    seen = _augmented(method, whole.reader.take(rows))
     found = {
         "read_rank": _subspace.effective_rank(values),
         "read_enough": float(_subspace.enough(values)),
@@ -179,7 +178,9 @@ def _read(method: Any, subject: Subject, whole: Images) -> dict[str, float]:
         found[f"read_{name}_rho"] = float(
             np.mean([rho(seen[kind]["h"] @ turn) for kind in TRAINED])
         )
-        found[f"read_{name}_linear"] = _lab.accuracies(*whole.sets(inside))["linear"]
+        train, test = whole.sets(inside)
+        right = linear.predict(train, test.features) == test.labels
+        found[f"read_{name}_linear"] = float(right.mean())
     return found
 
 
