@@ -111,7 +111,7 @@ def _by_ray(
     context.enable_progress_bars = False
     parts = [items[i : i + chunk] for i in range(0, len(items), chunk)]
     rows = [{"items": pickle.dumps(list(part))} for part in parts]
-    limit = {"concurrency": scale.workers} if scale.workers else {}
+    limit: dict[str, Any] = {"concurrency": scale.workers} if scale.workers else {}
     data = ray.data.from_items(rows, override_num_blocks=len(rows))
     for row in data.map(partial(_work, function), **limit).iter_rows():
         found = pickle.loads(row["found"])

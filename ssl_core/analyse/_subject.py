@@ -15,7 +15,9 @@ from torch import Tensor
 from .. import embed, models
 from ..errors import HeadwaterError
 from ..evaluate import _common, _head, linear
-from ..evaluate._common import Row, row
+from ..evaluate._common import NAN as NAN  # analyses take these from here
+from ..evaluate._common import Row as Row
+from ..evaluate._common import row as row
 from ..finetune import Source
 from ..types import Array, Embeddings
 

@@ -123,11 +123,12 @@ def _candidates(
 def _alike(a: Bits, b: Bits, limits: Limits, look: bool) -> NDArray[np.bool_]:
     """Whether the hashes allow a sure or a doubtful pair: broadcast shapes."""
     odds = a ^ b
-    distance = np.bitwise_count(odds)
-    if not look:
-        return distance <= limits.hamming
-    np.minimum(distance, np.bitwise_count(odds ^ MIRROR), out=distance)
-    return distance <= max(limits.hamming, DOUBTFUL_HAMMING)
+    distance, limit = np.bitwise_count(odds), limits.hamming
+    if look:
+        np.minimum(distance, np.bitwise_count(odds ^ MIRROR), out=distance)
+        limit = max(limit, DOUBTFUL_HAMMING)
+    near: NDArray[np.bool_] = distance <= limit
+    return near
 
 
 def _blocks(cell: Ints, side: NDArray[np.bool_] | None) -> Iterator[tuple[Ints, Ints]]:
