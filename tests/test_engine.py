@@ -30,7 +30,8 @@ def ask(project: Path, **scale: Any) -> Config:
 def products(root: Path) -> dict[str, bytes]:
     """Every byte of the two products."""
     paths = Paths(root)
-    files = [f for p in (paths.manifest, paths.seed_embeddings) for f in sorted(p.rglob("*"))]
+    folders = (paths.manifest, paths.validation, paths.seed_embeddings)
+    files = [f for p in folders for f in sorted(p.rglob("*"))]
     return {f.relative_to(root).as_posix(): f.read_bytes() for f in files}
 
 
@@ -89,14 +90,15 @@ def test_only_new_images_are_read_and_embedded_with_the_bytes_of_a_whole_run(
         shutil.move(aside / file.name, file)
     age(project / "images")
 
-    read, embedded = [], []
-    one, many = ingest.examine, seed_embed.load
+    read, seen, embedded = [], [], []
+    one, look, many = ingest.examine, validate.measure, seed_embed.load
     monkeypatch.setattr(ingest, "examine", lambda *a: read.append(a[-1]) or one(*a))
+    monkeypatch.setattr(validate, "measure", lambda *a: seen.append(a[-1]) or look(*a))
     monkeypatch.setattr(seed_embed, "load", lambda *a: embedded.extend(a[-1]) or many(*a))
     added = run(project)
     good = {f.relative_to(project).as_posix() for f in late}
     bad = {f"images/flower/{n}.png" for n in ("empty", "half", "words")}
-    assert set(embedded) == good
+    assert set(embedded) == set(seen) == good
     assert set(read) == good | bad  # what cannot be read is tried again
     assert len(read) == len(good | bad)
 
@@ -104,8 +106,10 @@ def test_only_new_images_are_read_and_embedded_with_the_bytes_of_a_whole_run(
     shutil.copytree(project / "images", whole / "images")
     shutil.copy(project / "params.yaml", whole)
     again = run(whole)
-    for found in (again, added):  # whose validation had an earlier one to compare with
-        found.pop("data/products/seed_embeddings/lineage.json")
+    for found in (again, added):  # one of which had an earlier validation to compare classes with
+        for name in ("validation/report.json", "validation/lineage.json"):
+            del found[f"data/products/{name}"]
+        del found["data/products/seed_embeddings/lineage.json"]
     assert again == added
 
 

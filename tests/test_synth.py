@@ -20,7 +20,8 @@ from ssl_core.config import Config, Curate, Paths, Synthesise, load
 from ssl_core.curation._vectors import phash_bits
 from ssl_core.errors import HeadwaterError
 from ssl_core.progress import Reporter
-from ssl_core.stages import curate, ingest, seed_embed, shard, synthesise, validate
+from ssl_core.reader import ShardReader
+from ssl_core.stages import _subjects, curate, ingest, seed_embed, shard, synthesise, validate
 from ssl_core.stages import embed as embed_stage
 from ssl_core.synth import _filter, composite, diffusers_model, flow
 from ssl_core.synth._pool import Pool, checked
@@ -456,6 +457,21 @@ def test_embeddings_hold_real_images_only(project: Path, monkeypatch: pytest.Mon
     assert len(table) == (~shards.synthetic(index["source"])).sum() < len(index)
     for name in ("features", "pixels"):
         assert len(np.load(paths.embeddings / f"{name}.npy")) == len(table)
+
+
+def test_analyses_look_at_real_images_only(project: Path) -> None:
+    cfg, paths = chain(project, ON), Paths(project)
+    index = pd.read_parquet(paths.shards / "index.parquet")
+    real = index[~shards.synthetic(index["source"])]
+    with Reporter("test") as report:
+        seen, _ = _subjects.subject("seed", cfg, paths, report)
+    assert seen.rows.sha256.tolist() == real["key"].tolist()
+    assert len(real) < len(index)
+    whole = ShardReader(paths.shards, None, seen.source.side)
+    some = np.array([len(real) - 1, 0])
+    assert torch.equal(seen.source.take(some), whole.take(real.index.to_numpy()[some]))
+    again = embed.compute(seen.encoder, whole, *seen.colour)[real.index]
+    np.testing.assert_array_equal(seen.rows.features, again)
 
 
 def test_what_comes_marked_is_kept_out_of_the_test_split(project: Path) -> None:

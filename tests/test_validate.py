@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,8 @@ def test_a_quarantined_row_is_not_looked_at(project: Path) -> None:
         "reason": ["not so: phash is 16 hex digits"],
     }
     (project / frame["path"][6]).write_bytes(b"changed")
+    assert validate.run(cfg, paths) == counts  # what was measured is not read again
+    shutil.rmtree(paths.runs)
     with pytest.raises(HeadwaterError, match="was readable at ingest and is not now"):
         validate.run(cfg, paths)
 

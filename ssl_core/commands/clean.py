@@ -121,7 +121,8 @@ def _current(cfg: Config, paths: Paths) -> Path | None:
 
 def _caches(paths: Paths, days: float) -> Iterator[Item]:
     """What only saves time, where it was not used for long."""
-    files = [*paths.runs.glob("ingest-cache*.parquet"), *paths.runs.glob("seed-features-*.npz")]
+    names = ("ingest-cache*.parquet", "image-properties-*.parquet", "seed-features-*.npz")
+    files = [f for name in names for f in paths.runs.glob(name)]
     folders = [p for p in paths.runs.glob("bench/*") if p.is_dir()]
     for path in sorted([*files, *folders]):
         if (age := _age(path)) > days * DAY:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from .. import embed, models, registry
 from ..analyse._subject import Masks, Subject
@@ -18,9 +19,22 @@ from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
 from ..reader import ShardReader
+from ..shards import synthetic
 from .evaluate import OURS, require_current
 
 Colours = tuple[models.Colour, models.Colour]
+
+
+class Real:
+    """The images of a reader that no generator made: nothing is measured on synthetic ones."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader, self.side, self.channels = reader, reader.side, reader.channels
+        self.places = np.flatnonzero(~synthetic(reader.frame["source"]))
+
+    def take(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Rows (B,) of the real images -> uint8 (B, C, S, S)."""
+        return self.reader.take(self.places[rows])
 
 
 @dataclass(frozen=True)
@@ -121,16 +135,18 @@ def subject(name: str, cfg: Config, paths: Paths, report: Reporter) -> tuple[Sub
     reader = ShardReader(paths.shards, None, own.image_size)
     models.require_channels(own.encoder, reader.channels)
     report.log(f"{name}: {own.encoder.name} at {own.image_size} px")
-    rows = embed.frame(reader.frame, read_json(paths.shards / "index.json")["classes"])
-    features = _features(own, reader, paths, cfg.embed.batch_size)
+    real = Real(reader)
+    frame = reader.frame.iloc[real.places]
+    rows = embed.frame(frame, read_json(paths.shards / "index.json")["classes"])
+    features = _features(own, reader, paths, cfg.embed.batch_size)[real.places]
     embed.ready(own.encoder)
     return Subject(
         name,
         own.encoder,
         own.colour,
-        reader,
+        real,
         dataclasses.replace(rows, features=features),
-        (reader.frame["split"] == "train").to_numpy(),
+        (frame["split"] == "train").to_numpy(),
         masks(cfg, paths, rows.sha256),
         cfg.seed,
     ), own.key

@@ -6,19 +6,20 @@ as a whole fails validation: later stages refuse (``_gate``), and Dagster's chec
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .. import bands, images
-from ..artifacts import atomic_dir, sha256_file, write_json, write_lineage
+from .. import bands, engine, images
+from ..artifacts import atomic_dir, atomic_file, sha256_file, write_json, write_lineage
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
@@ -29,6 +30,16 @@ from .ingest import COLUMNS
 
 ISSUES = ("blurry", "dark", "light", "low_information", "odd_aspect_ratio", "odd_size")
 SAMPLE = 20_000  # images that CleanVision looks at
+BRIGHT = (1, 5, 10, 15, 90, 95, 99)  # percentiles
+MEASURED = (
+    "brightness",
+    *(f"brightness_perc_{p}" for p in BRIGHT),
+    "entropy",
+    "blurriness",
+    "blurriness_grayscale_std",
+)
+RULES = 1  # raise it when measure() would find other values
+CHUNK = 128  # images that go to Ray together
 SIDE = 128  # longest side it sees them at; it shrinks to 64 by itself to judge blur
 
 
@@ -58,29 +69,72 @@ def judge(
 
 
 class _Pictures:
-    """What CleanVision takes for a torchvision dataset: small pictures, decoded when asked for.
+    """What CleanVision takes for a dataset. It asks for their number and the form of the first."""
 
-    Of other channels than three it sees ``bands.to_rgb``.
-    """
-
-    def __init__(self, refs: list[str], root: Path, channels: int) -> None:
-        self.refs, self.root, self.channels = refs, root, channels
-        self.advance: Callable[[], None] | None = None
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def __len__(self) -> int:
-        return len(self.refs)
+        return self.count
 
     def __getitem__(self, place: int) -> tuple[Image.Image]:
-        ref = self.refs[place]
-        try:
-            data = images.read_bytes(ref, self.root)
-            pixels = bands.to_rgb(images.decode(data, SIDE, channels=self.channels))
-        except images.Reject as reject:
-            rule = f"was readable at ingest and is not now ({reject})"
-            raise HeadwaterError(ref, rule, "run stage ingest again") from reject
-        if self.advance:
-            self.advance()
-        return (Image.fromarray(np.ascontiguousarray(pixels)),)
+        return (Image.new("RGB", (1, 1)),)  # never looked at: all that is measured is known
+
+
+def picture(ref: str, root: Path, channels: int) -> Image.Image:
+    """A small picture; of other channels than three ``bands.to_rgb``.
+
+    Raises:
+        HeadwaterError: it changed since ingest.
+    """
+    try:
+        data = images.read_bytes(ref, root)
+        pixels = bands.to_rgb(images.decode(data, SIDE, channels=channels))
+    except images.Reject as reject:
+        rule = f"was readable at ingest and is not now ({reject})"
+        raise HeadwaterError(ref, rule, "run stage ingest again") from reject
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+@cache
+def _properties() -> tuple[Any, ...]:
+    """CleanVision's measures of a single image (4 s to import)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from cleanvision.issue_managers import image_property as p
+    return p.BrightnessProperty("dark"), p.EntropyProperty(), p.BlurrinessProperty()
+
+
+def measure(root: Path, channels: int, ref: str) -> list[float]:
+    """``MEASURED`` of one image; runs wherever the work is done."""
+    image, found = picture(ref, root, channels), dict[str, float]()
+    for kind in _properties():
+        found |= kind.calculate(image)
+    return [float(found[name]) for name in MEASURED]
+
+
+def measured(frame: pd.DataFrame, cfg: Config, paths: Paths, report: Reporter) -> pd.DataFrame:
+    """``MEASURED`` of all rows; only content that was not seen before is measured."""
+    file = paths.runs / f"image-properties-{cfg.data.channels}.parquet"
+    try:
+        known = pd.read_parquet(file)[["sha256", "rules", *MEASURED]]
+        known = known[known["rules"] == RULES].drop(columns="rules").set_index("sha256")
+    except Exception:  # a cache may only save time
+        known = pd.DataFrame(columns=list(MEASURED), dtype=np.float64)
+    new = frame[~frame["sha256"].isin(known.index)].drop_duplicates("sha256")
+    work = partial(measure, paths.root.absolute(), cfg.data.channels)
+    ahead, rows = 32 * (os.cpu_count() or 1), []
+    with report.bar(len(new), "img") as advance:
+        for row in engine.each(work, new["path"].tolist(), cfg.scale, ahead, CHUNK):
+            rows.append(row)
+            advance()
+    made = pd.DataFrame(rows, new["sha256"], list(MEASURED), dtype=np.float64)
+    found = (made if known.empty else pd.concat([known, made])).loc[frame["sha256"]]
+    kept = found[~found.index.duplicated()].rename_axis("sha256").reset_index()
+    with atomic_file(file) as temp:
+        kept.assign(rules=RULES).to_parquet(temp, engine="pyarrow", index=False)
+    report.log(f"{len(new)} of {len(frame)} images measured", measured=len(new))
+    return found.reset_index(drop=True)
 
 
 def sample(frame: pd.DataFrame, count: int) -> pd.DataFrame:
@@ -91,23 +145,22 @@ def sample(frame: pd.DataFrame, count: int) -> pd.DataFrame:
     return chosen.sort_values("path", ignore_index=True)
 
 
-def _imagelab(pictures: _Pictures, frame: pd.DataFrame) -> Any:
-    """CleanVision's lab (4 s to import); size and shape are those of the files, not as shrunk."""
+def _imagelab(values: pd.DataFrame, frame: pd.DataFrame) -> Any:
+    """CleanVision's lab; size and shape are those of the files, not as shrunk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from cleanvision import Imagelab
-    lab = Imagelab(torchvision_dataset=pictures, verbose=False)
+    lab = Imagelab(torchvision_dataset=_Pictures(len(frame)), verbose=False)
     width, height = frame["width"].astype(float), frame["height"].astype(float)
     # What stands in ``info`` counts as computed before.
+    lab.info["dark"] = values
     lab.info["odd_size"] = pd.DataFrame({"size": np.sqrt(width * height)})
     ratio = np.minimum(width / height, height / width)
     lab.info["odd_aspect_ratio"] = pd.DataFrame({"aspect_ratio": ratio})
     return lab
 
 
-def find_issues(
-    frame: pd.DataFrame, root: Path, report: Reporter, channels: int = 3
-) -> pd.DataFrame:
+def find_issues(frame: pd.DataFrame, cfg: Config, paths: Paths, report: Reporter) -> pd.DataFrame:
     """path, sha256 and a column of booleans for each of ``ISSUES``.
 
     Raises:
@@ -115,14 +168,10 @@ def find_issues(
     """
     if not len(frame):
         return no_issues()
-    pictures = _Pictures(frame["path"].tolist(), root, channels)
-    lab = _imagelab(pictures, frame)
-    manager = "cleanvision.issue_managers.image_property_issue_manager"
-    with report.bar(len(frame), "img") as pictures.advance, warnings.catch_warnings():
+    lab = _imagelab(measured(frame, cfg, paths, report), frame)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Its own bar cannot be switched off, and ours goes to the sinks as well.
-        with mock.patch(f"{manager}.tqdm", lambda steps, **_: steps):
-            lab.find_issues({name: {} for name in ISSUES}, n_jobs=1, verbose=False)
+        lab.find_issues({name: {} for name in ISSUES}, n_jobs=1, verbose=False)
     flags = {n: lab.issues[f"is_{n}_issue"].fillna(False).to_numpy(dtype=bool) for n in ISSUES}
     return frame[["path", "sha256"]].assign(**flags)
 
@@ -199,7 +248,7 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         outcomes, bad = judge(frame, rejected, cfg, datetime.now(UTC), before.get("classes"))
         ready = outcomes[0].success
         good = frame[~frame["path"].isin(bad["path"])] if ready else frame.iloc[:0]
-        issues = find_issues(sample(good, SAMPLE), paths.root, report, cfg.data.channels)
+        issues = find_issues(sample(good, SAMPLE), cfg, paths, report)
         counts = {
             "images": len(frame),
             "rejected": rejected,
