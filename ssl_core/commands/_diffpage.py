@@ -10,8 +10,7 @@ from typing import Any
 from ..report import _images
 from ..report._figures import _figure, smooth
 from ..report._theme import ACCENT, MUTED, png, styled
-from ._sides import Side
-from .diff import told
+from ._sides import Side, told
 
 MOST = 24  # pictures
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -177,3 +177,12 @@ def _with_params(found: Side, text: str) -> Side:
 
     found.params |= dict(flat(yaml.safe_load(text) or {}))
     return found
+
+
+def told(a: Side, b: Side) -> Any:
+    """Held-out images that both sides name, joined by content; None where one side has none."""
+    one, two = (s.frame("evaluation", "test_predictions.parquet") for s in (a, b))
+    if one is None or two is None:
+        return None
+    columns = ["sha256", "prediction", "confidence", "correct"]
+    return one[["label", *columns]].merge(two[columns], on="sha256", suffixes=("_a", "_b"))

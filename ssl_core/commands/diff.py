@@ -94,17 +94,10 @@ def images(a: Side, b: Side) -> dict[str, Any] | None:
     }
 
 
-def told(a: Side, b: Side) -> Any:
-    """Held-out images that both sides name, joined by content; None where one side has none."""
-    one, two = (s.frame("evaluation", "test_predictions.parquet") for s in (a, b))
-    if one is None or two is None:
-        return None
-    columns = ["sha256", "prediction", "confidence", "correct"]
-    return one[["label", *columns]].merge(two[columns], on="sha256", suffixes=("_a", "_b"))
-
-
 def predictions(a: Side, b: Side) -> dict[str, Any] | None:
     """On how many held-out images the sides agree, and which way they differ."""
+    from ._sides import told
+
     frame = told(a, b)
     if frame is None:
         return None
