@@ -55,7 +55,7 @@ def features() -> dict[str, Rows]:
 def _embed() -> dict[str, NDArray[np.float32]]:
     import pandas as pd
 
-    from ssl_core.config import SeedEncoder
+    from ssl_core.config import Config
     from ssl_core.progress import Reporter
     from ssl_core.stages.seed_embed import embed_all
 
@@ -66,5 +66,5 @@ def _embed() -> dict[str, NDArray[np.float32]]:
         truth = truth[truth["label"] != ""]
         deployed = truth["path"].str.contains("deploy/incoming")
         vendor = truth["detail"].where(deployed, truth["path"].str.split("/").str[2])
-        found = embed_all(truth["path"].tolist(), root, SeedEncoder(), report)
+        found = embed_all(truth["path"].tolist(), root, Config(), report)
     return {str(v): found[(vendor == v).to_numpy()] for v in sorted(vendor.unique())}

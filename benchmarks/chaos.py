@@ -50,14 +50,14 @@ YEARS = 40 * 365 * 86400.0
 # ---- processes ---------------------------------------------------------------------------------
 
 
-def start(prepare: Callable[[], None] = lambda: None) -> int:
+def start(prepare: Callable[[], None] = lambda: None, log: str = "output.txt") -> int:
     """The chain in a process group of its own; returns its number."""
     if child := os.fork():
         return child
     code = 3
     try:
         os.setsid()
-        quiet = os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        quiet = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(quiet, 1)
         os.dup2(quiet, 2)
         prepare()
@@ -243,7 +243,7 @@ def corrupt_caches() -> Iterator[Callable[[], None]]:
 def two_at_once() -> Iterator[Callable[[], None]]:
     """Another run of the same chain is at work."""
     reset()
-    other = start()
+    other = start(log="other.txt")
     try:
         yield nothing
     finally:

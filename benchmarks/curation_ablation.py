@@ -35,13 +35,12 @@ from ssl_core.curation._union import is_test
 from ssl_core.evaluate import knn, linear
 from ssl_core.evaluate._common import tail
 from ssl_core.progress import Reporter
-from ssl_core.reader import ShardReader
 from ssl_core.shards import synthetic
 from ssl_core.stages import (
+    _trained,
     bench_methods,
     curate,
     ingest,
-    pretrain,
     seed_embed,
     seeds,
     shard,
@@ -213,11 +212,8 @@ def prepare(root: Path, arm: str, seed: int, truth: pd.DataFrame) -> tuple[Path,
 
 def train(cfg: Config, folder: Path, work: Path, report: Reporter) -> tuple[Any, int]:
     own = bench_methods.training(cfg, "simclr", cfg.seed)
-    images = len(ShardReader(folder, "train", cfg.bench.image_size))
-    own = bench_methods.with_budget(own, folder, images)
-    work.mkdir(parents=True, exist_ok=True)
-    method = pretrain.fit(own, folder, work, report)
-    return method.encoder, round(own.pretrain.epochs * images / own.pretrain.batch_size)
+    encoder = _trained.fit(own, folder, work, report)
+    return encoder, _trained.about(work)["steps"]
 
 
 def measure(encoder: Any, images: seeds.Images) -> Row:

@@ -129,7 +129,8 @@ class Curate(Section):
     # pHashes differ in at most so many of 64 bits ...
     near_cosine: float = 0.78
     near_hamming: int = 4
-    # ... or the cosine is at least near_look and their aligned pixels agree to near_pixels of 1.
+    # ... or the cosine is at least near_look and their aligned pixels agree to near_pixels of 1,
+    # or it is somewhat less and they agree clearly.
     near_look: float = 0.6
     near_pixels: float = 0.85
     clusters: int = 64  # of balance, temperature and retrieval

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +19,7 @@ from conftest import ROOT, headwater
 from typer.testing import CliRunner
 from whole_project import DAY, ask, made, place  # noqa: F401 (fixtures)
 
-from ssl_core import registry
+from ssl_core import lock, registry
 from ssl_core.__main__ import CHAIN, app
 from ssl_core.artifacts import read_json, sha256_file, write_json
 from ssl_core.commands import run
@@ -119,6 +120,22 @@ def test_interrupted_work_is_seen_and_the_only_copy_is_kept(place: Path) -> None
     assert (place / old).exists()
     assert not torn.exists()
     assert not work.exists()
+
+
+def test_two_plain_runs_do_not_meet(place: Path) -> None:
+    order: list[str] = []
+
+    def again() -> None:
+        run.one_by_one(["ingest"], load(), Paths(), False)
+        order.append("second")
+
+    other = threading.Thread(target=again)
+    with lock.exclusive(Paths().runs / "chain.lock"):
+        other.start()
+        other.join(0.5)
+        order.append("first")
+    other.join(60)
+    assert order == ["first", "second"]
 
 
 def test_plain_run_does_only_what_is_stale(place: Path) -> None:

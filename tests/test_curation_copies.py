@@ -167,6 +167,26 @@ def test_only_rows_in_doubt_are_looked_at() -> None:
     near.apply(frame[-1:], features[-1:], Curate(), 0, look=look)
 
 
+@pytest.mark.parametrize(("cosine", "clean", "noisy"), [(0.65, 1, 1), (0.5, 1, 0), (0.35, 0, 0)])
+def test_the_less_features_agree_the_more_pixels_count(
+    cosine: float, clean: int, noisy: int
+) -> None:
+    image = drawing(np.random.default_rng(3)).resize((96, 96)).filter(ImageFilter.GaussianBlur(2))
+    same = image.crop((3, 4, 93, 92))
+    rng = np.random.default_rng(0)
+    grain = np.asarray(same, np.float32) + rng.normal(0, 75, (same.height, same.width, 3))
+    rough = Image.fromarray(grain.clip(0, 255).astype(np.uint8))
+    cfg, turned = Curate(near_hamming=-1), np.array([cosine, (1 - cosine**2) ** 0.5])
+    features = np.stack([np.array([1.0, 0.0]), turned]).astype(np.float32)
+    for other, found, agrees in ((same, clean, (0.97, 1)), (rough, noisy, (0.86, 0.95))):
+        pair = thumbs([image, other])
+        low, high = agrees
+        assert low < _pixels.agreement(pair[:1], pair[1:])[0] <= high
+        frame = frame_of([{"phash": str(imagehash.phash(i))} for i in (image, other)])
+        out = near.apply(frame, features, cfg, 0, look=lambda rows, p=pair: p[rows])
+        assert (~out["keep"]).sum() == found
+
+
 def test_a_forest_joins_what_the_pairs_joined() -> None:
     rng = np.random.default_rng(0)
     for count in (1, 5, 40, 400):

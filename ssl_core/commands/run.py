@@ -20,6 +20,7 @@ import typer
 
 from ..artifacts import append_line, read_json, read_lines
 from ..errors import HeadwaterError
+from ..lock import exclusive
 from ._common import CHAIN, DEFAULT, Json, Params, Set, emit, settings
 from ._state import labelled, product, record, standings
 
@@ -206,11 +207,12 @@ def reason(found: list[Event], code: int) -> HeadwaterError:
 
 
 def one_by_one(goals: list[str], cfg: Config, paths: Paths, force: bool) -> None:
-    """Run what is not fresh, up to the last goal, in this process."""
+    """Run what is not fresh, up to the last goal, in this process; another run ends before."""
     names = list(CHAIN)
-    for i, name in enumerate(names[: 1 + max(names.index(g) for g in goals)]):
-        if force or standings(cfg, paths)[i].state != "fresh":
-            importlib.import_module(f"ssl_core.stages.{name}").run(cfg, paths)
+    with exclusive(paths.runs / "chain.lock"):
+        for i, name in enumerate(names[: 1 + max(names.index(g) for g in goals)]):
+            if force or standings(cfg, paths)[i].state != "fresh":
+                importlib.import_module(f"ssl_core.stages.{name}").run(cfg, paths)
 
 
 # ---- afterwards --------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Features of a trained network forgive what re-encoding, resizing and cropping ch
 they were trained to ignore: a recoloured sign can score as high. The perceptual hash (pHash: signs
 of the low DCT frequencies of the grey 32x32 image) is blind to that meaning but sees layout; alone
 it confuses flags of equal layout. Where both agree clearly, the pair is sure. Where they only do
-not object, be it for the mirror image, the aligned pixels decide.
+not object, be it for the mirror image, the aligned pixels decide. Of textured photographs features
+forgive less: if they object a little, the pixels may still decide, but must agree more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from ._vectors import MIRROR, Bits, Ints
 
 BLOCK = 256  # rows compared with a cell at a time: bounds the pairs held where all are alike
 DOUBTFUL_HAMMING = 18  # bits of 64 up to which pixels are compared
+FAR = 0.2  # down to so much below ``floor`` pixels may decide ...
+SURER = 0.75  # ... if they lack so much less to 1
 NEIGHBOURS = 8  # doubtful partners per row and cell, the most similar: bounds time on dense data
 NONE = np.empty((0, 2), dtype=np.int64)
 # Small pictures of some rows, uint8: (n,) -> (n, 3, SIDE, SIDE)
@@ -31,7 +34,7 @@ Look = Callable[[Ints], _pixels.Pixels]
 
 @dataclass(frozen=True)
 class Limits:
-    """Sure from ``cosine`` and ``hamming``; doubtful from ``floor``, then ``pixels`` must agree."""
+    """Sure from ``cosine`` and ``hamming``; from ``floor`` if ``pixels`` agree, and see ``FAR``."""
 
     cosine: float
     hamming: int
@@ -106,7 +109,7 @@ def _candidates(
     Hashes are compared for all pairs of a block, similar or not: that costs the same however
     many images are similar, and hardly any pair is left.
     """
-    least = np.float32(min(limits.cosine, limits.floor) if look else limits.cosine)
+    least = np.float32(min(limits.cosine, limits.floor - FAR) if look else limits.cosine)
     for cell in cells(rows.unit, seed):
         for first, second in _blocks(cell[stands[cell]], rows.side):
             alike = _alike(rows.bits[first, None], rows.bits[second], limits, look)  # (B, n)
@@ -151,7 +154,6 @@ def _sorted_out(
     if not look:
         return clear, NONE
     close = np.flatnonzero((np.minimum(upright, mirrored) <= DOUBTFUL_HAMMING) & ~sure)
-    close = close[cosines[close] >= np.float32(limits.floor)]
     return clear, _nearest(np.stack([first[close], second[close]], axis=1), cosines[close])
 
 
@@ -187,5 +189,8 @@ def _confirmed(pairs: Pairs, rows: Rows, limits: Limits, look: Look) -> Pairs:
         )
         for s in (slice(k, k + _pixels.BATCH) for k in range(0, len(pairs), _pixels.BATCH))
     ]
-    agreed: Pairs = pairs[np.concatenate(scores) >= limits.pixels]
+    cosines = np.einsum("pd,pd->p", rows.unit[pairs[:, 0]], rows.unit[pairs[:, 1]])
+    far = cosines < np.float32(limits.floor)
+    needed = np.where(far, limits.pixels + SURER * (1 - limits.pixels), limits.pixels)
+    agreed: Pairs = pairs[np.concatenate(scores) >= needed]
     return agreed
