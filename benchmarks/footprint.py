@@ -28,8 +28,8 @@ from ssl_core.augment import Augmenter
 from ssl_core.config import Config, Paths
 from ssl_core.parallel import keep_memory
 from ssl_core.reader import ShardReader
-from ssl_core.stages import ingest, seed_embed, shard, validate
 from ssl_core.stages import curate as curate_stage
+from ssl_core.stages import ingest, seed_embed, shard, validate
 from ssl_core.types import View
 
 SIDE = 256
