@@ -3,9 +3,9 @@
 ``python -m benchmarks.sizing [--images 5000000 --gpus 8 --rate 900 --epochs 50] [--write]``
 
 Every line names the file in ``results/`` that it comes from; a line whose file is missing is left
-out, and that is said. ``~`` stands before what lies beyond the largest size that was measured. ``--rate`` is
-images per second of one GPU, which nobody has measured here: training prints it. ``--write``
-puts the tables into the guide; tests/test_sizing.py compares.
+out, and that is said. ``~`` stands before what lies beyond the largest size that was measured.
+``--rate`` is images per second of one GPU, which nobody has measured here: training prints it.
+``--write`` puts the tables into the guide; tests/test_sizing.py compares.
 """
 
 from __future__ import annotations
