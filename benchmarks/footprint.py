@@ -6,19 +6,24 @@ is the slope between them, so that what a stage costs once does not count. Secon
 seconds of this process and its threads: other work on the machine does not count.
 
 ``views``: CPU seconds of the views of an image, from shards of 256 px, beside SimCLR's in turns.
-``width``: curation of embeddings of 1,280 dimensions, as the seed encoder gives them, beside the 64
+``copies``: the most memory that stage seed_embed takes for its features, in their own size; the
+encoder is left out. ``width``: curation of embeddings of 1,280 dimensions, as the seed encoder gives them, beside the 64
 that ``benchmarks.curation`` measures to a million.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 import time
+import tracemalloc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -42,7 +47,7 @@ FILES = {
     "shard index": "shards/index.parquet",
 }
 MAE = [View(224, (0.2, 1.0))]
-WIDE, WIDTH_IMAGES = 1280, 30_000
+WIDE, WIDTH_IMAGES, COPIES_IMAGES = 1280, 30_000, 60_000
 
 
 def chain(folder: Path, count: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -121,6 +126,30 @@ def width(count: int = WIDTH_IMAGES) -> list[dict[str, Any]]:
     return found
 
 
+def copies(count: int = COPIES_IMAGES) -> float:
+    """Peak of stage seed_embed on features of an encoder that costs nothing."""
+    rng = np.random.default_rng(0)
+    changes = {
+        "load": lambda root, own, channels, refs: refs,
+        "embed": lambda own, refs: rng.normal(size=(len(refs), WIDE)).astype(np.float32),
+        "require_valid": lambda paths: None,
+        "write_lineage": lambda *_: None,
+    }
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        for key, value in changes.items():
+            stack.enter_context(mock.patch.object(seed_embed, key, value))
+        paths = Paths(Path(name))
+        paths.manifest.mkdir(parents=True)
+        keys = [f"{i:064x}" for i in range(count)]
+        frame = pd.DataFrame({"path": keys, "sha256": keys})
+        frame.to_parquet(paths.manifest / "manifest.parquet")
+        tracemalloc.start()
+        seed_embed.run(Config(), paths)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak / (count * WIDE * 4)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1500)
@@ -129,11 +158,13 @@ def main() -> None:
     keep_memory()  # as training does
     found = {"name": "footprint", "machine": _common.machine()}
     found |= {"about": {"images": args.images, "side": SIDE}, "width": width()}
-    found |= slopes(args.images) | {"views": [asdict(row) for row in views()]}
+    found |= slopes(args.images) | {"copies": copies()}  # after the stage has been imported
+    found |= {"views": [asdict(row) for row in views()]}
     write_json(_common.RESULTS / "footprint.json", found)
     for kind in ("bytes_per_image", "cpu_seconds_per_image"):
         for key, value in found[kind].items():
             print(f"{kind:<24} {key:<20} {value:12.4f}")
+    print(f"seed features are held {found['copies']:.2f} times")
     print(_common.markdown([_common.Row(**row) for row in found["views"]], "img / CPU s"))
     for row in found["width"]:
         print(f"{row['dimensions']} dimensions: {row['cpu_seconds']:.1f} CPU s, {row['steps']}")

@@ -29,7 +29,6 @@ CLUSTERS = ((1, 1000.0), (8, 1000.0), (8, 3000.0), (32, 3000.0))  # GPUs, images
 EPOCHS = 100.0
 SHARD_BYTES = 32 * 2**20  # shard.max_bytes
 DIMENSIONS, WIDE = 64, 1280  # of benchmarks.curation, and of the default seed encoder
-HELD = 2  # copies of the seed features at the peak of stage seed_embed
 EMBEDDING = 384 * 4  # bytes: ViT-S in float32
 MIB, HOUR = 2**20, 3600
 
@@ -110,9 +109,10 @@ def held(found: Found) -> Iterator[Line]:
     """What one process has in memory."""
     if "footprint" in found:
         per, limit = found["footprint"]["bytes_per_image"], found["footprint"]["about"]["images"]
-        both = HELD * per["seed features"]
-        source = f"footprint.json, {HELD} copies"
-        yield Line("memory: seed features", lambda n: both * n, size, source, limit)
+        times = found["footprint"]["copies"]
+        most = times * per["seed features"]
+        source = f"footprint.json, {times:.1f} copies"
+        yield Line("memory: seed_embed, 1,280 numbers", lambda n: most * n, size, source, limit)
         frame = per["curated in memory"]
         yield Line("memory: curated table", lambda n: frame * n, size, "footprint.json", limit)
     if "memory" in found:

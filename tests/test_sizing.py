@@ -38,6 +38,7 @@ def made() -> dict[str, dict[str, Any]]:
             "cpu_seconds_per_image": seconds,
             "views": views,
             "width": wide,
+            "copies": 2.5,
         },
         "curation": about | {"rows": cases, "growth": [growth]},
         "scaling": about | {"rows": [mine, mine | {"case": "headwater, 2 workers", "ratio": 1.6}]},
@@ -55,7 +56,7 @@ def test_bytes_and_hours_grow_with_the_images() -> None:
     assert cells(text, "shards, longest side 256 px") == ["10 MB", "~10 GB", "footprint.json"]
     assert cells(text, "shard files at 32 MiB")[1] == "~300"  # 10^10 / 2^25 = 298.02
     assert cells(text, "manifest, curated and shard index")[1] == "~200 MB"
-    assert cells(text, "memory: seed features")[1] == "~10 GB"
+    assert cells(text, "memory: seed_embed, 1,280 numbers")[1] == "~13 GB"
     assert cells(text, "core-hours: ingest")[1] == "~100"
 
 

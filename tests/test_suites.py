@@ -183,6 +183,21 @@ def test_effective_rank_is_that_of_its_definition() -> None:
     assert embeddings.rank(np.ones((5, 3), np.float32)) == 0
 
 
+def test_blocks_give_the_moments_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "CHUNK", 7)
+    x = planted(put(7, np.nan))
+    sound = np.arange(60) != 7
+    about, length = embeddings.moments(x, sound)
+    rows = x[sound].astype(np.float64)
+    np.testing.assert_allclose(about, rows.std(axis=0), rtol=1e-12)
+    assert length == pytest.approx(np.sqrt((rows**2).sum(axis=1).mean()))
+    (row,) = embeddings.as_whole(x, KEYS, KEYS).to_dict("records")
+    assert row["spread"] == pytest.approx(np.sqrt(rows.var(axis=0).sum()) / length)
+    assert row["rank"] == pytest.approx(embeddings.rank(x[sound]))
+    nothing = embeddings.as_whole(np.full((3, 2), np.nan, np.float32), KEYS[:3], KEYS[:3])
+    assert nothing["spread"].item() == 0
+
+
 # ---- shards ------------------------------------------------------------------------------------
 
 

@@ -153,7 +153,8 @@ def run(cfg: Config, paths: Paths) -> dict[str, Any]:
         np.save(out / "embeddings.npy", found)
         counts = {"images": len(found), "dimensions": found.shape[1]}
         keys = frame["sha256"].fillna("").tolist()
-        counts |= _gx.write(out, embeddings.judge(np.load(out / "embeddings.npy"), keys, keys))
+        stored: Array = np.load(out / "embeddings.npy", mmap_mode="r")
+        counts |= _gx.write(out, embeddings.judge(stored, keys, keys))
         inputs = {"manifest": paths.manifest, "validation": paths.validation}
         write_lineage(out, "seed_embed", cfg.section("seed_encoder"), inputs, counts)
         report.log(f"{counts['images']} images, {counts['dimensions']} dimensions")

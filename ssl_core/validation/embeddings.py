@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from ..types import Array
 from ._gx import CRITICAL, WARNING, Outcome, Rule, between, check, largest
@@ -16,10 +18,12 @@ LEAST_SPREAD = 1e-3  # root mean square distance to the mean, over that to zero
 LEAST_RANK = 3.0  # fewer effective dimensions than this tell hardly anything apart
 CONSTANT = 0.5  # share of dimensions that may hold one value
 NORMS = 30.0  # times the median norm, or its inverse
-CHUNK, SAMPLE = 65_536, 4_096
+CHUNK, SAMPLE = 4_096, 4_096
+
+T = TypeVar("T", bound=np.generic)
 
 
-def chunks(features: Array) -> Iterator[Array]:
+def chunks(features: NDArray[T]) -> Iterator[NDArray[T]]:
     """Rows in blocks, so that what is derived from them stays small."""
     return (features[i : i + CHUNK] for i in range(0, len(features), CHUNK))
 
@@ -59,12 +63,30 @@ def by_row(features: Array, keys: Sequence[str]) -> pd.DataFrame:
     )
 
 
+def moments(features: Array, sound: NDArray[np.bool_]) -> tuple[NDArray[np.float64], float]:
+    """Standard deviation of each dimension (D,), and root mean square length, of some rows.
+
+    By blocks: the features may be a file larger than memory.
+    """
+    count = max(1, int(sound.sum()))
+
+    def mean(of: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> NDArray[np.float64]:
+        total = np.zeros(features.shape[1])
+        for part, good in zip(chunks(features), chunks(sound), strict=True):
+            total += of(part[good].astype(np.float64)).sum(axis=0)  # (B, D) -> (D,)
+        return total / count
+
+    centre, square = mean(lambda x: x), mean(np.square)
+    return np.sqrt(mean(lambda x: np.square(x - centre))), float(np.sqrt(square.sum()))
+
+
 def as_whole(features: Array, keys: Sequence[str], expected: Sequence[str]) -> pd.DataFrame:
     """One row about all features; ``expected`` are the keys there should be, in order."""
-    finite = features[np.isfinite(features).all(axis=1)]
-    usable = finite if len(finite) else np.zeros((1, features.shape[1]), np.float32)
-    about = usable.std(axis=0, dtype=np.float64)
-    length = float(np.sqrt(np.square(usable, dtype=np.float64).sum(axis=1).mean()))
+    checked = (np.isfinite(part).all(axis=1) for part in chunks(features))
+    sound = np.concatenate([np.zeros(0, bool), *checked])  # (N,)
+    about, length = moments(features, sound)
+    at = np.flatnonzero(sound)
+    sample = features[at[:: -(-len(at) // SAMPLE)]] if len(at) else np.zeros((1, 1), np.float32)
     aligned = len(features) == len(keys) == len(expected) and list(keys) == list(expected)
     return pd.DataFrame(
         {
@@ -72,7 +94,7 @@ def as_whole(features: Array, keys: Sequence[str], expected: Sequence[str]) -> p
             "dimensions": [features.shape[1]],
             "spread": [float(np.sqrt(np.square(about).sum())) / (length or 1.0)],
             "constant": [float((about <= 1e-7 * (length or 1.0)).mean())],
-            "rank": [rank(usable)],
+            "rank": [rank(sample)],
         }
     )
 
