@@ -7,8 +7,8 @@ seconds of this process and its threads: other work on the machine does not coun
 
 ``views``: CPU seconds of the views of an image, from shards of 256 px, beside SimCLR's in turns.
 ``copies``: the most memory that stage seed_embed takes for its features, in their own size; the
-encoder is left out. ``width``: curation of embeddings of 1,280 dimensions, as the seed encoder gives them, beside the 64
-that ``benchmarks.curation`` measures to a million.
+encoder is left out. ``width``: curation of embeddings of 1,280 dimensions, as the seed encoder
+gives them, beside the 64 that ``benchmarks.curation`` measures to a million.
 """
 
 from __future__ import annotations

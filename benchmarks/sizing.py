@@ -138,7 +138,7 @@ def curated(found: Found) -> Iterator[Line]:
     if "curation" not in found:
         return
     rows = [r for r in found["curation"]["rows"] if r["case"] == "all"]
-    last = max(rows, key=lambda r: r["images"])
+    *_, before, last = sorted(rows, key=lambda r: r["images"])
     known = {r["images"]: r["cpu_seconds"] for r in rows}
     growth = [g for g in found["curation"]["growth"] if g["case"] == "all"]
     tenfold = max(growth, key=lambda g: g["to"])["cpu_seconds"]
@@ -147,7 +147,7 @@ def curated(found: Found) -> Iterator[Line]:
         beyond = last["cpu_seconds"] * tenfold ** math.log10(n / last["images"])
         return float(known.get(int(n), beyond)) / HOUR
 
-    each = (last["peak_mib"] - last["before_mib"]) * MIB / last["images"]
+    each = (last["peak_mib"] - before["peak_mib"]) * MIB / (last["images"] - before["images"])
     limit, source = last["images"], "curation.json"
     name = f"curation, {DIMENSIONS} numbers"
     yield Line(f"core-hours: {name}", hours, two, f"{source}, ×{tenfold:.1f} per ×10", limit)
