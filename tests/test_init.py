@@ -58,6 +58,8 @@ def test_from_pictures_to_the_report_in_two_commands(tmp_path: Path) -> None:
     assert told.stdout.strip().endswith("Next  headwater run")
     assert (tmp_path / ".git").is_dir()
     assert (tmp_path / ".dvc").is_dir()
+    # The password of `make up` lies there.
+    assert "/.service/" in (tmp_path / ".gitignore").read_text().splitlines()
     done = headwater("run", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert list(found["ran"]) == list(CHAIN)

@@ -172,14 +172,9 @@ def write(project: Path, source: str, tree: dict[str, Any]) -> list[str]:
 
 
 def _ignored(source: str) -> str:
-    own = (
-        ""
-        if source.startswith(SCHEME) or Path(source).is_absolute()
-        else f"/{source.rstrip('/')}\n"
-    )
     outside = source.startswith((SCHEME, "data/")) or Path(source).is_absolute()
     own = "" if outside else f"/{source.rstrip('/')}\n"
-    return f"/runs/\n/reports/\n/.dagster_home/\n{own}"
+    return f"/runs/\n/reports/\n/.dagster_home/\n/.service/\n{own}"
 
 
 def versioned(project: Path) -> list[str]:
