@@ -138,10 +138,12 @@ def curated(found: Found) -> Iterator[Line]:
     if "curation" not in found:
         return
     rows = [r for r in found["curation"]["rows"] if r["case"] == "all"]
-    *_, before, last = sorted(rows, key=lambda r: r["images"])
+    rows.sort(key=lambda r: r["images"])
+    first, before, last = rows[0], rows[-2], rows[-1]
     known = {r["images"]: r["cpu_seconds"] for r in rows}
-    growth = [g for g in found["curation"]["growth"] if g["case"] == "all"]
-    tenfold = max(growth, key=lambda g: g["to"])["cpu_seconds"]
+    tens = math.log10(last["images"] / first["images"])
+    # Less than ×10 is the noise of a shared machine.
+    tenfold = max(10.0, (last["cpu_seconds"] / first["cpu_seconds"]) ** (1 / tens))
 
     def hours(n: float) -> float:
         beyond = last["cpu_seconds"] * tenfold ** math.log10(n / last["images"])
@@ -257,6 +259,11 @@ def notes(found: Found) -> str:
         row = row_of(found["s3"], "to 224 px, batches of 64", "S3, first time")
         rest = "client and server on the same two cores (`s3.json`)"
         said.append(f"From S3 for the first time: {row['ratio']:.2f} of the disk's rate, {rest}.")
+    if {"footprint", "data_path"} <= set(found):
+        here = row_of(found["footprint"], "JPEG 256 px", "SimCLR 2×224", "views")["median"]
+        there = row_of(found["data_path"], "SimCLR 2×224, JPEG 256 px", "headwater")["median"]
+        text = f"SimCLR's views in the run of `footprint.json`: {here:.0f} img/s of a core"
+        said.append(f"{text}, which is {here / there:.0%} of `data_path.json`.")
     where = dict[str, list[str]]()
     for name, result in found.items():
         about = result["machine"]

@@ -28,7 +28,6 @@ def made() -> dict[str, dict[str, Any]]:
         {"case": "all", "images": n, "cpu_seconds": s, "peak_mib": 500 + m}
         for n, s, m in ((100_000, 36.0, 50), (1_000_000, 360.0, 600))
     ]
-    growth = {"case": "all", "from": 100_000, "to": 1_000_000, "cpu_seconds": 10.0}
     mine = {"group": "headwater", "ratio": 1.0, "case": "headwater, 1 workers"}
     return {
         "footprint": about
@@ -40,7 +39,7 @@ def made() -> dict[str, dict[str, Any]]:
             "width": wide,
             "copies": 2.5,
         },
-        "curation": about | {"rows": cases, "growth": [growth]},
+        "curation": about | {"rows": cases},
         "scaling": about | {"rows": [mine, mine | {"case": "headwater, 2 workers", "ratio": 1.6}]},
     }
 
@@ -65,8 +64,10 @@ def test_curation_is_as_measured_and_beyond_that_by_its_growth() -> None:
     assert cells(text, "core-hours: curation, 64 numbers")[:3] == ["0.010", "0.10", "~10"]
     assert cells(text, "core-hours: curation, 1,280 numbers")[:3] == ["~0.050", "~0.50", "~50"]
     slow = made()
-    slow["curation"]["growth"][0]["cpu_seconds"] = 20.0
-    assert cells(sizing.by_images(slow, (10**8,)), "core-hours: curation, 64 numbers")[0] == "~40"
+    slow["curation"]["rows"][1]["cpu_seconds"] = 720.0  # ×20: 720 s × 20²
+    assert cells(sizing.by_images(slow, (10**8,)), "core-hours: curation, 64 numbers")[0] == "~80"
+    slow["curation"]["rows"][1]["cpu_seconds"] = 180.0  # ×5 is not believed: 180 s × 10²
+    assert cells(sizing.by_images(slow, (10**8,)), "core-hours: curation, 64 numbers")[0] == "~5.0"
     # 550 MiB for 900,000 images more; 1,216 more float32 of each image.
     assert cells(text, "memory: curation, 64 numbers")[1:3] == ["640 MB", "~64 GB"]
     assert cells(text, "memory: curation, 1,280 numbers")[2] == "~550 GB"
