@@ -74,7 +74,7 @@ def _align(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     lay = torch.tensor([1.0, 0.0, 1.0, 0.0]).repeat(len(a), 1)  # x scale, x shift, y scale, y shift
     best, found = torch.zeros(len(a)), lay.clone()
     for turn in range(ROUNDS + 1):
-        score = _correlation(a[alive], b[alive], lay)
+        score = _correlation(a[alive], b[alive], lay) if turn else _as_they_lie(a, b)
         better = score > best[alive]
         best[alive[better]], found[alive[better]] = score[better], lay[better]
         go = best[alive] > HOPELESS.get(turn, 0.0)
@@ -119,6 +119,14 @@ def _centred(x: Tensor, mask: Tensor) -> Tensor:
     """Minus its mean within the mask over all colours, 0 outside."""
     weight = mask.sum((1, 2, 3), keepdim=True) * x.shape[1]
     return (x - (x * mask).sum((1, 2, 3), keepdim=True) / weight.clamp(min=1)) * mask
+
+
+def _as_they_lie(a: Tensor, b: Tensor) -> Tensor:
+    """The correlation where nothing is moved; most pairs are given up here: -> (P,)."""
+    a, b = (x.flatten(1) for x in (a, b))  # (P, 3, S, S) -> (P, 3*S*S)
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    found: Tensor = (a * b).sum(1) / ((a * a).sum(1) * (b * b).sum(1) + 1e-6).sqrt()
+    return found
 
 
 def _correlation(a: Tensor, b: Tensor, lay: Tensor) -> Tensor:
