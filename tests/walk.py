@@ -82,6 +82,9 @@ def tab(base: str) -> Iterator[Page]:
         page = browser.new_page(base_url=base, viewport=SIZE)
         page.set_default_timeout(PATIENCE * 1000)
         expect.set_options(timeout=PATIENCE * 1000)
+        page.goto("/deployment")
+        expect(page.get_by_text("Loaded", exact=True)).to_be_visible()
+        page.evaluate("localStorage.setItem('dagster-nav-collapsed', 'true')")  # room for the rest
         yield page
         browser.close()
 
@@ -104,8 +107,6 @@ def picture(page: Page, file: Path) -> None:
 def graph(page: Page, root: Path) -> None:
     """The assets of group ``data`` and their neighbours."""
     page.goto(f"/locations/__repository__@{PLACE}/asset-groups/data")
-    page.get_by_text("Hide navigation").click()
-    page.keyboard.press("Alt+o")
     expect(page.get_by_text("raw_images")).to_be_visible()
 
 
@@ -113,6 +114,7 @@ def plot(page: Page, root: Path) -> None:
     """Numbers of ``monitor`` by day."""
     page.goto("/assets/monitor")
     page.get_by_role("button", name="Plots").click()
+    page.get_by_role("button", name="Events").click()
     expect(page.locator("canvas").first).to_be_visible()
 
 
@@ -123,8 +125,10 @@ def run(page: Page, root: Path) -> None:
     page.goto(f"/locations/{PLACE}/jobs/chain")
     page.get_by_role("button", name="Materialize all").click()
     page.get_by_role("button", name="Confirm").click()  # "collected" was never asked for
-    page.get_by_role("button", name="View", exact=True).click()
+    page.get_by_text("View", exact=True).click()
     expect(page.get_by_text("Failure", exact=True)).to_be_visible()
+    page.goto(f"{page.url}?logs=Dependencies")  # what it kept from running
+    expect(page.get_by_text("Dependencies for step report were not executed")).to_be_visible()
 
 
 def check(page: Page, root: Path) -> None:
