@@ -28,6 +28,7 @@ PATIENCE = 180.0  # seconds for anything to happen
 SIZE = {"width": 1400, "height": 900}
 COLOURS = 128  # of pictures: pages have few, and a palette is a third of the bytes
 PLACE = "pipelines.definitions"
+SPINNER = ".bp5-spinner:visible, [class*=Spinner_spinner]:not([class*=Spinner_stopped]):visible"
 
 
 # ---- Dagster and the browser -------------------------------------------------------------------
@@ -42,7 +43,8 @@ def site(root: Path) -> Iterator[str]:
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with root.with_suffix(".log").open("wb") as log:
         make = [sys.executable, str(ROOT / "tests/ui_project.py")]
-        subprocess.run(make, env=env, stdout=log, stderr=log, check=True)
+        done = subprocess.run(make, env=env, stdout=log, stderr=log, check=False)
+        assert done.returncode == 0, root.with_suffix(".log").read_text()[-3000:]
         serve = [sys.executable, "-m", "dagster", "dev", "-p", str(port)]
         process = subprocess.Popen(
             serve, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
@@ -91,10 +93,11 @@ def tab(base: str) -> Iterator[Page]:
 
 def picture(page: Page, file: Path) -> None:
     """Once nothing moves any more, as a small PNG."""
-    expect(page.locator(".bp5-spinner, .bp4-spinner")).to_have_count(0)
+    expect(page.locator(SPINNER)).to_have_count(0)
     page.mouse.move(0, SIZE["height"] - 1)  # no tooltip
-    before, now = b"", page.screenshot()
+    before, now, end = b"", page.screenshot(), time.monotonic() + PATIENCE
     while before != now:
+        assert time.monotonic() < end, f"{file.stem} moves and moves"
         page.wait_for_timeout(500)
         before, now = now, page.screenshot()
     file.parent.mkdir(parents=True, exist_ok=True)
