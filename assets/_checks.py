@@ -25,6 +25,12 @@ def table(expectations: list[dict]) -> dg.MetadataValue:
     return dg.MetadataValue.md("\n".join([*head, *rows]))
 
 
+def _said(expectation: dict) -> str:
+    """An expectation in words: "at least 100 images (found 80)"."""
+    detail = expectation.get("detail")
+    return expectation["name"] + (f" ({detail})" if detail else "")
+
+
 def result(file: Path, name: str) -> dg.AssetCheckResult:
     """The check of a report.json or expectations.json."""
     report = read_json(file)
@@ -34,5 +40,6 @@ def result(file: Path, name: str) -> dg.AssetCheckResult:
         passed=bool(report["success"]),
         check_name=name,
         severity=dg.AssetCheckSeverity.ERROR if critical else dg.AssetCheckSeverity.WARN,
+        description="; ".join(map(_said, failed)) or None,
         metadata={"failed": len(failed), "expectations": table(report["expectations"])},
     )

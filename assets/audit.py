@@ -9,7 +9,7 @@ from ssl_core.stages import audit as auditing
 from ._dvc import ROOT
 
 
-@dg.asset(group_name="data", kinds={"html"}, pool="io", deps=["embed"])
+@dg.asset(group_name="model", kinds={"html"}, pool="io", deps=["embed"])
 def audit(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """A page to review labels on, with what is suspicious about metadata."""
     paths = Paths(ROOT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -68,6 +69,23 @@ def fill(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(tile).save(path)
     (folder / "params.yaml").write_text(TINY)
+
+
+def fill_tracked(root: Path) -> None:
+    """The same as a new git repository with ``dvc.yaml``, images in ``data/raw``; no commit yet."""
+    fill(root)
+    (root / "data/collected").mkdir(parents=True)
+    (root / "data/collected/.gitkeep").touch()
+    (root / "images").rename(root / "data/raw")
+    text = TINY.replace("[images]", "[data/raw, data/collected]")
+    text += "seed_encoder: {}\nsynthesise: {}\n"  # DVC wants every section
+    (root / "params.yaml").write_text(text)
+    files = ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore")
+    for name in (*files, "data/corrections.csv", "data/forgotten.csv"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / ".gitignore").write_text(".dvc-remote/\n.dagster_home/\nruns/\nreports/\n")
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, headwater, photo_tiles
-from PIL import Image
+from conftest import ROOT, fill_tracked, headwater
 
 from ssl_core.__main__ import CHAIN
 from ssl_core.artifacts import sha256_file
@@ -69,21 +68,7 @@ def dagster(place: Path, check: bool = True) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project under git and DVC with real photographs in data/raw."""
     root = tmp_path_factory.mktemp("chain") / "project"
-    for i, (name, tile) in enumerate(photo_tiles()[::2]):
-        path = root / "data/raw" / name / f"{i:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(tile).save(path)
-    (root / "data/collected").mkdir()
-    (root / "data/collected/.gitkeep").touch()
-    text = TINY.replace("[images]", "[data/raw, data/collected]")
-    text += "seed_encoder: {}\nsynthesise: {}\n"  # DVC wants every section
-    (root / "params.yaml").write_text(text)
-    files = ("dvc.yaml", ".dvcignore", "data/.gitignore", ".dvc/config", ".dvc/.gitignore")
-    for name in (*files, "data/corrections.csv", "data/forgotten.csv"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    (root / ".gitignore").write_text(".dvc-remote/\n.dagster_home/\nruns/\nreports/\n")
-    shell("git", "init", "-q", cwd=root)
+    fill_tracked(root)
     commit(root, "start")
     return root
 

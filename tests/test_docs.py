@@ -26,7 +26,15 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 PLUGIN = re.compile(r"# file: ssl_core/(\w+)/(\w+\.py)\n")
 ON_PROJECT = ("curation.md", "data_quality.md", "operating.md", "report.md")  # from the tutorial
-ALONE = ("choosing.md", "extending.md", "peers.md", "production.md", "scaling.md", "security.md")
+ALONE = (
+    "choosing.md",
+    "extending.md",
+    "peers.md",
+    "production.md",
+    "scaling.md",
+    "security.md",
+    "ui.md",
+)
 KINDS = {"bash", "python", "yaml", "text"}
 
 

@@ -269,7 +269,8 @@ def _evidence(axis: Any, days: Any, history: pd.DataFrame, detectors: list[str])
         value = np.log10(np.maximum(history["evidence"].to_numpy(float) / needed, 1e-4)) + 4
         axis.plot(days, value, color=INK, linewidth=1.8, label="all days together")
         axis.axhline(4, color=BAD, linewidth=1, linestyle="--", label="alarm")
-    axis.set_title("Evidence of change  (each day: −log₁₀ p;  all days: alarm at the line)")
+    axis.set_title("Evidence of change")
+    axis.set_ylabel("−log₁₀ p of a day")
     axis.set_ylim(bottom=0)
     if detectors:
         axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8.5)
@@ -301,4 +302,7 @@ def _accuracy(axis: Any, days: Any, history: pd.DataFrame) -> None:
     axis.set_title("Accuracy where labels came  (95% interval)")
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8.5)
     axis.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+    if not np.isfinite(value).any():
+        axis.set_ylim(0, 1)
+        axis.text(0.5, 0.5, "no labels yet", transform=axis.transAxes, ha="center", color=SOFT)
     axis.grid(axis="x", color=GRID)
