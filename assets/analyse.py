@@ -4,7 +4,6 @@ import dagster as dg
 import pandas as pd
 
 from ssl_core.config import Paths, load
-from ssl_core.stages import analyse as analysing
 
 from ._dvc import ROOT
 from ._pictures import picture
@@ -15,7 +14,9 @@ SHOWN = 8  # pictures in the UI; the page holds all
 @dg.asset(group_name="model", kinds={"html"}, pool="gpu", deps=["evaluate"])
 def analyse(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Attention, layers, masks, corruptions ... and one page that compares encoders."""
-    found = analysing.run(load(ROOT / "params.yaml"), Paths(ROOT))
+    from ssl_core.stages import analyse as stage
+
+    found = stage.run(load(ROOT / "params.yaml"), Paths(ROOT))
     folder = Paths(ROOT).analysis
     table = pd.read_parquet(folder / "results.parquet")
     ours = table[(table["encoder"] == found["encoders"][0]) & (table["slice"] == "all")]

@@ -5,8 +5,6 @@ import dagster as dg
 from ssl_core import registry
 from ssl_core.config import Paths, load
 from ssl_core.report import pictures
-from ssl_core.stages import monitor as monitoring
-from ssl_core.stages import predict as serving
 
 from ._dvc import ROOT
 from ._pictures import picture
@@ -17,8 +15,10 @@ DAYS = dg.DailyPartitionsDefinition(start_date="2025-01-01")
 @dg.asset(group_name="deployment", kinds={"pytorch", "parquet"}, pool="gpu", partitions_def=DAYS)
 def predictions(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Prediction log of one day: embedding, prediction, confidence, label if known."""
+    from ssl_core.stages import predict as stage
+
     paths = Paths(ROOT)
-    found = serving.run(load(ROOT / "params.yaml"), paths, context.partition_key)
+    found = stage.run(load(ROOT / "params.yaml"), paths, context.partition_key)
     context.log.info("%s", found)
     version = dg.DataVersion(f"{registry.champion(paths.registry)}:{found['images']}")
     return dg.MaterializeResult(metadata=found, data_version=version)
@@ -53,10 +53,12 @@ def _numbers(verdict: dict) -> dict:
 )
 def monitor(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Drift against the reference, harm where labels came."""
+    from ssl_core.stages import monitor as stage
+
     paths = Paths(ROOT)
-    verdict = monitoring.run(load(ROOT / "params.yaml"), paths, context.partition_key)
+    verdict = stage.run(load(ROOT / "params.yaml"), paths, context.partition_key)
     context.log.info(verdict["reason"])
-    shown = picture(pictures.timeline(monitoring.history(paths)), "timeline")
+    shown = picture(pictures.timeline(stage.history(paths)), "timeline")
     return dg.MaterializeResult(
         metadata={"verdict": verdict["verdict"], **_numbers(verdict), **shown},
         check_results=[_result(verdict)],

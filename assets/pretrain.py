@@ -4,7 +4,6 @@ from typing import Any
 
 import dagster as dg
 
-from ssl_core import telemetry
 from ssl_core.artifacts import read_lines
 from ssl_core.config import Paths
 from ssl_core.report import pictures
@@ -15,6 +14,8 @@ from ._pictures import picture
 
 def _speed(paths: Paths) -> dict[str, Any]:
     """Throughput, memory and where the time went, if this product was trained here."""
+    from ssl_core import telemetry
+
     path = telemetry.home(paths.runs, paths.pretrain)
     found = telemetry.summary(path)
     if not found:

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from ssl_core import registry
 from ssl_core.config import Paths, load
-from ssl_core.stages import repair as repairing
-from ssl_core.stages import watch as watching
 
 from ._dvc import ROOT
 
@@ -62,12 +60,14 @@ def _metadata(decision: dict[str, Any]) -> dict[str, Any]:
 @dg.asset(group_name="deployment", kinds={"pytorch"}, pool="gpu", check_specs=[CHECK])
 def repair(context: dg.AssetExecutionContext, config: Cause) -> dg.MaterializeResult:
     """The cheapest change to the champion that fresh held-out labels prove a repair."""
+    from ssl_core.stages import repair as stage
+
     if not config.dates:
         passed = dg.AssetCheckResult(passed=True, check_name="harm_is_repaired")
         return dg.MaterializeResult(metadata={"outcome": "nothing asked"}, check_results=[passed])
     paths = Paths(ROOT)
     before = registry.champion(paths.registry)
-    decision = repairing.run(load(ROOT / "params.yaml"), paths, config.dates, config.key)
+    decision = stage.run(load(ROOT / "params.yaml"), paths, config.dates, config.key)
     context.log.info("%s: %s", decision["outcome"], decision["reason"])
     record(context, before)
     check = dg.AssetCheckResult(
@@ -82,9 +82,11 @@ def repair(context: dg.AssetExecutionContext, config: Cause) -> dg.MaterializeRe
 @dg.asset(group_name="deployment", kinds={"pytorch"}, pool="gpu")
 def watch(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """Approved and shadow models, and whether labels send a new champion back."""
+    from ssl_core.stages import watch as stage
+
     paths = Paths(ROOT)
     before = registry.champion(paths.registry)
-    found = watching.run(load(ROOT / "params.yaml"), paths)
+    found = stage.run(load(ROOT / "params.yaml"), paths)
     record(context, before)
     lines = "\n".join(f"- {entry}" for entry in found["done"])
     return dg.MaterializeResult(

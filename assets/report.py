@@ -3,7 +3,6 @@
 import dagster as dg
 
 from ssl_core.config import Paths, load
-from ssl_core.stages import report as reporting
 
 from ._dvc import ROOT
 
@@ -11,6 +10,8 @@ from ._dvc import ROOT
 @dg.asset(group_name="deployment", kinds={"html"}, pool="io", deps=["promote"])
 def report(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     """One HTML file about data, training, evaluation and deployment."""
-    found = reporting.run(load(ROOT / "params.yaml"), Paths(ROOT))
+    from ssl_core.stages import report as stage
+
+    found = stage.run(load(ROOT / "params.yaml"), Paths(ROOT))
     link = dg.MetadataValue.path(str((ROOT / found["file"]).resolve()))
     return dg.MaterializeResult(metadata={"page": link, "bytes": found["bytes"]})

@@ -1,4 +1,8 @@
-"""What runs on occasion: a new day, late labels, proven harm."""
+"""What runs on occasion: a new day, late labels, proven harm.
+
+Stages are imported where they are used, here as in ``assets/``: Dagster imports these files in
+every step, and torch takes three seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from assets._dvc import ROOT
 from ssl_core import registry
 from ssl_core.artifacts import sha256_file, sha256_json
 from ssl_core.config import Config, Paths, load
-from ssl_core.stages import alert, monitor, repair, trigger, watch
+from ssl_core.stages import trigger
 
 from . import jobs
 
@@ -36,6 +40,8 @@ def ask(cursor: str | None) -> tuple[trigger.Request | None, str]:
 
     A repair that could not begin, for want of labels, does not start the cooldown.
     """
+    from ssl_core.stages import monitor, repair
+
     cfg, paths = _config(), Paths(ROOT)
     champion, last = registry.champion(paths.registry), cursor or ""
     if last and champion and repair.waits(paths, f"{champion}-{last}"):
@@ -46,6 +52,8 @@ def ask(cursor: str | None) -> tuple[trigger.Request | None, str]:
 
 def run_key(cfg: Config, paths: Paths, request: trigger.Request) -> str:
     """The request's key; with the labels' digest where an earlier run waits for more of them."""
+    from ssl_core.stages import repair
+
     if not repair.waits(paths, repair_key(request)):
         return request.key
     files = (ROOT / cfg.deploy.labels / f"{day}.csv" for day in request.dates)
@@ -79,6 +87,8 @@ def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
 )
 def full_chain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
     """The whole chain, once per repair that found no cheaper rung."""
+    from ssl_core.stages import repair
+
     asked = repair.requests(Paths(ROOT))
     done = int(context.cursor or 0)
     runs = [
@@ -101,6 +111,8 @@ def full_chain(context: dg.SensorEvaluationContext) -> dg.SensorResult:
 )
 def follow_up(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
     """Shadows, approvals and the way back, whenever days, labels or decisions are new."""
+    from ssl_core.stages import watch
+
     cfg, paths = _config(), Paths(ROOT)
     if not watch.open_matters(paths):
         return dg.SkipReason("No shadow, no approved candidate and no champion under watch.")
@@ -116,6 +128,8 @@ def tell(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     cfg = _config()
     if not cfg.deploy.alerts:
         return dg.SkipReason("deploy.alerts is empty.")
+    from ssl_core.stages import alert
+
     return dg.SkipReason(f"Alerts: {alert.run(cfg, Paths(ROOT))}")
 
 

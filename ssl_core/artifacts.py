@@ -17,6 +17,7 @@ from . import __version__
 from .errors import HeadwaterError
 
 LINEAGE = "lineage.json"
+ENCODER = ("encoder.safetensors", "encoder.json")  # weights, and what builds the model again
 FULL = {errno.ENOSPC, errno.EDQUOT}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 

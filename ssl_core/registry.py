@@ -16,10 +16,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import models
 from .artifacts import (
+    ENCODER,
     atomic_dir,
     read_json,
     read_lines,
@@ -31,8 +31,11 @@ from .errors import HeadwaterError
 from .evaluate import _head
 from .lock import exclusive
 
+if TYPE_CHECKING:
+    from . import models
+
 CHAMPION, LOG, CARD = "champion.json", "log.jsonl", "card.json"
-CORE = (models.WEIGHTS, models.META, _head.WEIGHTS, _head.META)  # what a model's id is made of
+CORE = (*ENCODER, _head.WEIGHTS, _head.META)  # what a model's id is made of
 ID = re.compile(r"[0-9a-f]{12}")
 MOVES = ("promote", "rollback")  # the events that change the champion
 ANY = "any"  # no model is named so
@@ -122,6 +125,8 @@ def load(folder: Path, name: str) -> Model:
     Raises:
         HeadwaterError: unknown or damaged.
     """
+    from . import models  # torch; Dagster's steps ask only who the champion is
+
     card, own = verify(folder, name), path(folder, name)
     meta = read_json(own / models.META)
     return Model(name, models.load(own).eval(), _head.load(own), meta, card)

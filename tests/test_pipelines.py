@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
 import pandas as pd
 import pytest
 import yaml
+from conftest import ROOT
 
 from pipelines import home, sensors
 from pipelines.definitions import defs
@@ -280,3 +283,11 @@ def test_new_days_and_late_labels(place: Path) -> None:
         instance=instance, cursor=first.cursor, definitions=defs
     ) as context:
         assert not sensors.late_labels.evaluate_tick(context).run_requests
+
+
+def test_definitions_load_without_what_is_heavy() -> None:
+    """Dagster imports them in every step, the daemon and the code server."""
+    heavy = "torch", "timm", "scipy", "sklearn", "matplotlib", "great_expectations", "dvc"
+    code = f"import pipelines.definitions, sys; print(*(m for m in {heavy} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr

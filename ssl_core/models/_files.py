@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import atomic_file, read_json, sha256_file, write_json
+from ..artifacts import ENCODER, atomic_file, read_json, sha256_file, write_json
 from ..errors import HeadwaterError
 from ._build import create
 from ._encoder import Encoder
 
-WEIGHTS, META = "encoder.safetensors", "encoder.json"
+WEIGHTS, META = ENCODER
 
 
 def save(encoder: Encoder, folder: Path, meta: Mapping[str, Any]) -> None:
