@@ -11,7 +11,6 @@ import dagster as dg
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
 
 from pipelines import home, sensors
 from pipelines.definitions import defs
