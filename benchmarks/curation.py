@@ -172,11 +172,12 @@ def child(name: str, count: int) -> dict[str, Any]:
 
 
 def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Times the seconds per step of size, for ten times the images."""
+    """Times the seconds for ten times the images: per step of size, and over the whole range."""
     found = []
     for name in dict.fromkeys(r["case"] for r in rows):
         mine = sorted((r for r in rows if r["case"] == name), key=lambda r: r["images"])
-        for small, large in itertools.pairwise(mine):
+        spans = list(itertools.pairwise(mine))
+        for small, large in spans + ([(mine[0], mine[-1])] if len(mine) > 2 else []):
             tens = np.log10(large["images"] / small["images"])
             ratios = {
                 kind: float((large[kind] / small[kind]) ** (1 / tens))
