@@ -182,15 +182,20 @@ def _confirmed(pairs: Pairs, rows: Rows, limits: Limits, look: Look) -> Pairs:
         return NONE
     nodes, local = np.unique(pairs, return_inverse=True)
     pictures, (a, b) = look(nodes), local.reshape(-1, 2).T
-    scores = [
+    agreed = [
         _pixels.agreement(
             pictures[a[s]],
             np.where(turned[s, None, None, None], pictures[b[s]][..., ::-1], pictures[b[s]]),
         )
+        >= _needed(pairs[s], rows.unit, limits)
         for s in (slice(k, k + _pixels.BATCH) for k in range(0, len(pairs), _pixels.BATCH))
     ]
-    cosines = np.einsum("pd,pd->p", rows.unit[pairs[:, 0]], rows.unit[pairs[:, 1]])
+    found: Pairs = pairs[np.concatenate(agreed)]
+    return found
+
+
+def _needed(pairs: Pairs, unit: Array, limits: Limits) -> NDArray[np.float64]:
+    """How much the pixels of each pair must agree: (P, 2) -> (P,). Few pairs: rows are copied."""
+    cosines = np.einsum("pd,pd->p", unit[pairs[:, 0]], unit[pairs[:, 1]])
     far = cosines < np.float32(limits.floor)
-    needed = np.where(far, limits.pixels + SURER * (1 - limits.pixels), limits.pixels)
-    agreed: Pairs = pairs[np.concatenate(scores) >= needed]
-    return agreed
+    return np.where(far, limits.pixels + SURER * (1 - limits.pixels), limits.pixels)
