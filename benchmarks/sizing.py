@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks._common import RESULTS
 from ssl_core.artifacts import read_json, write_bytes
+from ssl_core.report import _tables
 
 GUIDE = Path(__file__).parent.parent / "docs/guides/scaling.md"
 BEGIN, END = "<!-- sizing -->\n", "<!-- /sizing -->\n"
@@ -49,6 +50,11 @@ class Line:
     def cells(self, images: Sequence[int]) -> list[str]:
         """``~`` marks what is extrapolated."""
         return [("~" if n > self.limit else "") + self.form(self.amount(n)) for n in images]
+
+
+def linear(name: str, each: float, form: Callable[[float], str], source: str, limit: float) -> Line:
+    """A line of so much for each image."""
+    return Line(name, lambda n: each * n, form, source, limit)
 
 
 def results(folder: Path = RESULTS) -> Found:
@@ -81,8 +87,7 @@ def size(count: float) -> str:
 
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Markdown."""
-    rows = [head, ["-"] * len(head), *lines]
-    return "\n".join("|" + "|".join(f" {c} " if c != "-" else c for c in row) + "|" for row in rows)
+    return "\n".join(_tables.markdown(head, lines))
 
 
 # ---- by the number of images -------------------------------------------------------------------
@@ -94,15 +99,15 @@ def stored(found: Found) -> Iterator[Line]:
         return
     per, limit = found["footprint"]["bytes_per_image"], found["footprint"]["about"]["images"]
 
-    def line(name: str, each: float, form: Callable[[float], str] = size) -> Line:
-        return Line(name, lambda n: each * n, form, "footprint.json", limit)
-
-    yield line("shards, longest side 256 px", per["shards"])
-    yield line("shard files at 32 MiB", per["shards"] / SHARD_BYTES, two)
     tables = per["manifest"] + per["curated"] + per["shard index"]
-    yield line("manifest, curated and shard index", tables)
-    yield line("seed features, 1,280 numbers", per["seed features"])
-    yield Line("own embeddings, 384 numbers", lambda n: n * EMBEDDING, size, "4 bytes each", 0)
+    for name, each, form in (
+        ("shards, longest side 256 px", per["shards"], size),
+        ("shard files at 32 MiB", per["shards"] / SHARD_BYTES, two),
+        ("manifest, curated and shard index", tables, size),
+        ("seed features, 1,280 numbers", per["seed features"], size),
+    ):
+        yield linear(name, each, form, "footprint.json", limit)
+    yield linear("own embeddings, 384 numbers", EMBEDDING, size, "4 bytes each", 0)
 
 
 def held(found: Found) -> Iterator[Line]:
@@ -112,14 +117,14 @@ def held(found: Found) -> Iterator[Line]:
         times = found["footprint"]["copies"]
         most = times * per["seed features"]
         source = f"footprint.json, {times:.1f} copies"
-        yield Line("memory: seed_embed, 1,280 numbers", lambda n: most * n, size, source, limit)
+        yield linear("memory: seed_embed, 1,280 numbers", most, size, source, limit)
         frame = per["curated in memory"]
-        yield Line("memory: curated table", lambda n: frame * n, size, "footprint.json", limit)
+        yield linear("memory: curated table", frame, size, "footprint.json", limit)
     if "memory" in found:
         about, last = found["memory"]["about"], found["memory"]["points"][-1]
         each = (last["own"] - about["before"]["own"]) * MIB / about["samples"]
         name = "memory: reader, each rank"
-        yield Line(name, lambda n: each * n, size, "memory.json", about["samples"])
+        yield linear(name, each, size, "memory.json", about["samples"])
 
 
 def worked(found: Found) -> Iterator[Line]:
@@ -128,9 +133,7 @@ def worked(found: Found) -> Iterator[Line]:
         return
     per, limit = found["footprint"]["cpu_seconds_per_image"], found["footprint"]["about"]["images"]
     for stage in ("ingest", "validate", "seed_embed", "shard"):
-        each = per[stage] / HOUR
-        name = f"core-hours: {stage}"
-        yield Line(name, lambda n, each=each: each * n, two, "footprint.json", limit)
+        yield linear(f"core-hours: {stage}", per[stage] / HOUR, two, "footprint.json", limit)
 
 
 def curated(found: Found) -> Iterator[Line]:
@@ -153,10 +156,10 @@ def curated(found: Found) -> Iterator[Line]:
     limit, source = last["images"], "curation.json"
     name = f"curation, {DIMENSIONS} numbers"
     yield Line(f"core-hours: {name}", hours, two, f"{source}, ×{tenfold:.1f} per ×10", limit)
-    yield Line(f"memory: {name}", lambda n: each * n, size, source, limit)
+    yield linear(f"memory: {name}", each, size, source, limit)
     wide = each + 4 * (WIDE - DIMENSIONS)
     name = "memory: curation, 1,280 numbers"
-    yield Line(name, lambda n: wide * n, size, f"{source}, one copy more wide", 0)
+    yield linear(name, wide, size, f"{source}, one copy more wide", 0)
     if "footprint" in found:
         cpu = {r["dimensions"]: r["cpu_seconds"] for r in found["footprint"]["width"]}
         times = cpu[WIDE] / cpu[DIMENSIONS]
