@@ -27,6 +27,8 @@ def world() -> int:
 
 def setup(device: torch.device) -> None:
     """Join the group torchrun describes in the environment; does nothing for one process."""
+    if device.type == "cuda":  # else events, barriers and compiled kernels are of GPU 0
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not td.is_initialized():
         # Gloo in both cases: counters and checkpoints are agreed upon on the host.
         td.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 from . import dist, preemption, train
 from .artifacts import read_json, write_json
 from .config import Config, Pretrain
@@ -75,6 +77,19 @@ def command(p: Pretrain, work: Path, own: Path) -> list[str]:
     ]
 
 
+def require_devices(p: Pretrain) -> None:
+    """A GPU for each rank: NCCL takes no two ranks on one.
+
+    Raises:
+        HeadwaterError: this machine has GPUs, but fewer.
+    """
+    count = torch.cuda.device_count()
+    if 0 < count < p.processes:
+        rule = f"are more than the GPUs of this machine ({count})"
+        fix = f"set pretrain.processes: {count}; larger batches: pretrain.accumulate"
+        raise HeadwaterError(f"pretrain.processes {p.processes}", rule, fix)
+
+
 def run(cfg: Config, shards: Path, work: Path, out: Path) -> bool:
     """Train under torchrun and wait; whether the encoder was written to ``out``.
 
@@ -82,9 +97,10 @@ def run(cfg: Config, shards: Path, work: Path, out: Path) -> bool:
 
     Raises:
         HeadwaterError: a rank failed more often than ``pretrain.restarts``, or several machines
-            have no place to meet.
+            have no place to meet; or there are fewer GPUs here than processes.
         Preempted: SIGTERM or SIGINT came here or to any rank; the state is saved.
     """
+    require_devices(cfg.pretrain)
     with tempfile.TemporaryDirectory() as name, preemption.watched() as stop:
         own = Path(name)
         job = {"config": cfg.model_dump(mode="json", by_alias=True), "shards": str(shards)}

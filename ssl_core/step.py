@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import dist, distribute, feed, sam
+from .errors import HeadwaterError
 from .feed import Batch
 from .job import Run, step_seed
 from .optim import learning_rate
@@ -151,6 +152,18 @@ def flops(run: Run, parts: list[Part], step: int) -> int:
     for buffer, value in zip(run.method.buffers(), before, strict=True):
         buffer.copy_(value)
     return int(counter.get_total_flops() * len(parts))
+
+
+def too_large(run: Run, error: torch.OutOfMemoryError) -> HeadwaterError:
+    """What to do about a step that the device has no memory for."""
+    p = run.cfg.pretrain
+    said = str(error).split(". ")[0]
+    return HeadwaterError(
+        f"pretrain.batch_size {p.batch_size}",
+        f"does not fit into the memory of this GPU ({said})",
+        "lower it and raise pretrain.accumulate as much, or set pretrain.activation_checkpointing: "
+        "true, pretrain.precision: bf16 or, over several GPUs, pretrain.parallel: fsdp",
+    )
 
 
 def _update(run: Run, step: int, before: list[Tensor]) -> Tensor:

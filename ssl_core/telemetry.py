@@ -28,14 +28,15 @@ from .artifacts import LINEAGE, append_line, read_lines, sha256_file
 FILE, FLUSH = "telemetry.jsonl", 20
 HOST = ("wait", "checkpoint")  # spans in which the host waits; the rest is the device's time
 SPANS = ("wait", "augment", "forward_backward", "optimiser", "checkpoint")
-# Dense peak in teraflops by device name: (bf16 or fp16, fp32 or tf32). NVIDIA's data sheets.
+# Dense peak in teraflops by device name: (bf16, fp32 without tf32, torch's default for products).
+# NVIDIA's data sheets.
 PEAKS = {
-    "H200": (989.0, 494.0),
-    "H100 PCIe": (756.0, 378.0),
-    "H100": (989.0, 494.0),
-    "A100": (312.0, 156.0),
-    "L40S": (362.0, 183.0),
-    "L4": (121.0, 60.0),
+    "H200": (989.0, 67.0),
+    "H100 PCIe": (756.0, 51.0),
+    "H100": (989.0, 67.0),
+    "A100": (312.0, 19.5),
+    "L40S": (362.0, 91.6),
+    "L4": (121.0, 30.3),
     "A10G": (70.0, 35.0),
     "V100": (125.0, 15.7),
     "T4": (65.0, 8.1),

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from . import checkpoints, dist, distribute, feed, models, preemption, step
@@ -164,7 +165,8 @@ def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
 
     Raises:
         HeadwaterError: the guard saw trouble more often than ``pretrain.rollbacks``, a
-            checkpoint could not be written, or an unknown method or option.
+            checkpoint could not be written, a step does not fit into the GPU's memory, or an
+            unknown method or option.
         Preempted: SIGTERM or SIGINT came; the state is saved.
     """
     keep_memory()
@@ -181,6 +183,8 @@ def fit(cfg: Config, shards: Path, work: Path, report: Reporter) -> nn.Module:
                     break
                 except Trouble as trouble:
                     start = _go_back(run, writer, trouble, report)
+                except torch.OutOfMemoryError as error:
+                    raise step.too_large(run, error) from error
         _choose(run, report)
         return run.method
 

@@ -89,16 +89,17 @@ def uneven_sinkhorn(logits: Tensor) -> Tensor:
 
 
 def fixed_blocks(counts: Tensor, side: int, smallest: float) -> Tensor:
-    return torch.tensor([True, False, False, True]).expand(len(counts), 4)
+    return torch.tensor([True, False, False, True], device=counts.device).expand(len(counts), 4)
 
 
 def fixed_cells(batch: int, cells: int, unit: int, hidden: int, device: torch.device) -> Tensor:
-    return (torch.arange(4) < hidden).expand(batch, 4)
+    return (torch.arange(4, device=device) < hidden).expand(batch, 4)
 
 
 def fixed_mask(batch: int, side: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    keep = torch.arange(kept).expand(batch, kept)
-    return keep, torch.ones(batch, side * side, dtype=torch.bool).scatter(1, keep, False)
+    keep = torch.arange(kept, device=device).expand(batch, kept)
+    hidden = torch.ones(batch, side * side, dtype=torch.bool, device=device)
+    return keep, hidden.scatter(1, keep, False)
 
 
 def inputs_of(views: list[Tensor]) -> dict[str, Any]:
