@@ -29,6 +29,8 @@ CASES: dict[str, dict[str, Any]] = {
     | ADAMW,
     "simclr ViT-S/16, fp32": {"method": "simclr", "backbone": SMALL, "precision": "fp32"} | ADAMW,
     "simclr ResNet-50": {"method": "simclr", "backbone": "resnet50"} | ADAMW,
+    "simclr ResNet-50, not compiled": {"method": "simclr", "backbone": "resnet50", "compile": "off"}
+    | ADAMW,
     "dino ViT-S/16": {"method": "dino", "backbone": SMALL},
     "dino ViT-S/16, not packed": {"method": "dino", "backbone": SMALL, "packing": "off"},
     "dinov2 ViT-B/16": {"method": "dinov2", "backbone": BASE, "batch_size": 128},

@@ -37,6 +37,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def readers() -> int:
+    """Threads that read and decode for this rank: its share of the cores, 2 to 8."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(2, (os.cpu_count() or 1) // ranks))
+
+
 def use_bf16(precision: str, on: torch.device, convolutions: bool = False) -> bool:
     """Whether autocast to bf16 is on: asked for, or ``auto`` where the device gains from it.
 
@@ -162,7 +168,9 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
     encoder = models.load(Path(p.init)) if p.init else models.create(p.backbone, p.backbone_args)
     place = dist.rank(), dist.world()
     listed = work / REJECTS
-    reader = ShardReader(shards, "train", p.image_size, cfg.seed, *place, rejects=listed)
+    reader = ShardReader(
+        shards, "train", p.image_size, cfg.seed, *place, threads=readers(), rejects=listed
+    )
     models.require_channels(encoder, reader.channels)
     batch = p.batch_size * dist.world() * p.accumulate
     steps = max(1, round(p.epochs * len(reader) / batch))

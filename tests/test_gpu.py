@@ -31,6 +31,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
 ]
 DINO = {"prototypes": 12, "hidden": 16, "bottleneck": 8, "locals_": 2, "freeze": 0.0}
+# swd draws its directions on the device.
+OPTIONS = test_dist.OPTIONS | {"contrastive": {"hidden": 16, "out": 8}}
 DEEP = tiny.VIT | {"depth": 3}
 
 
@@ -54,7 +56,7 @@ def _moved(value: Any, device: str) -> Any:
     return [x.to(device) for x in value] if isinstance(value, list) else value.to(device)
 
 
-@pytest.mark.parametrize("name", test_dist.OPTIONS)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_loss_and_gradients_are_those_of_a_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, key, fixed in (
         (test_dist.mae_method, "random_mask", test_dist.fixed_mask),
@@ -67,7 +69,7 @@ def test_loss_and_gradients_are_those_of_a_cpu(name: str, monkeypatch: pytest.Mo
     def build() -> Any:
         torch.manual_seed(0)
         encoder = models.create("vit_tiny_patch16_224", {**test_dist.VIT, "global_pool": "avg"})
-        return plugin.Method(encoder, plugin.Config(**test_dist.OPTIONS[name]), Task(16, 4, 3))
+        return plugin.Method(encoder, plugin.Config(**OPTIONS[name]), Task(16, 4, 3))
 
     expected, gradients = one_pass(build(), name, "cpu")
     found, mine = one_pass(build(), name, "cuda")
@@ -167,12 +169,13 @@ def test_telemetry_has_the_devices_times_memory_and_share_of_its_peak(tmp_path: 
 
 
 def test_a_batch_beyond_memory_is_a_clear_error(tmp_path: Path) -> None:
+    tiny.write(tmp_path)
+    args = {"img_size": 16, "patch_size": 2, "embed_dim": 192, "depth": 8, "num_heads": 3}
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(1e-4)
+    torch.cuda.set_per_process_memory_fraction(0.01)
     try:
-        tiny.write(tmp_path)
-        with pytest.raises(HeadwaterError, match=r"batch_size 64.*does not fit"):
-            fit(tmp_path, "work", batch_size=64, compile="off", options={"hidden": 4096})
+        with pytest.raises(HeadwaterError, match=r"batch_size 8192.*does not fit"):
+            fit(tmp_path, "work", batch_size=8192, compile="off", backbone_args=args)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
