@@ -17,10 +17,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks import _common, _images
+from ssl_core import shards
 from ssl_core.artifacts import write_json
 
-SIDE, COUNT = 256, 4096
+# So many samples that the reader keeps none decoded (reader.CACHE_LEAST), as with millions.
+SIDE, PHOTOGRAPHS, TIMES = 256, 1024, 14
+COUNT = PHOTOGRAPHS * TIMES
 SMALL, BASE = "vit_small_patch16_224", "vit_base_patch16_224"
 ADAMW = {"options": {"optimizer": "adamw", "lr": 5e-4, "betas": [0.9, 0.999]}}
 CASES: dict[str, dict[str, Any]] = {
@@ -42,6 +47,22 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "mae ViT-B/16": {"method": "mae", "backbone": BASE},
 }
+
+
+def write(folder: Path) -> None:
+    """Shards of photographs, each several times under other keys."""
+    folder.mkdir()
+    size = (SIDE, round(SIDE * _images.HEIGHT / _images.WIDTH))
+    made = [
+        _images.jpeg(image.resize(size, Image.Resampling.BICUBIC))
+        for image in _images.photographs(PHOTOGRAPHS)
+    ]
+    keys = [f"{i:064x}" for i in range(COUNT)]
+    samples = [
+        shards.Sample("train", key, "jpg", made[i % PHOTOGRAPHS], str(i % 10), key, "bench")
+        for i, key in enumerate(keys)
+    ]
+    shards.write(folder, samples, 32 * 2**20, SIDE)
 
 
 def config(case: str, steps: int) -> Any:
@@ -108,7 +129,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as name:
-        _, tars = _images.write(Path(name), COUNT, SIDE)
+        write(tars := Path(name) / "shards")
         for case in given.cases:
             command = [sys.executable, "-m", "benchmarks.gpu", "--steps", str(given.steps)]
             done = subprocess.run([*command, "--one", case, str(tars)], capture_output=True)

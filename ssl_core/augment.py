@@ -58,11 +58,25 @@ class Draws:
         """The choices for some samples."""
         return Draws(*(getattr(self, field.name)[part] for field in fields(self)))
 
-    def to(self, device: torch.device) -> Draws:
-        """The same on a device."""
-        return Draws(
-            *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
-        )
+
+def sent(drawn: list[Draws], device: torch.device) -> list[Draws]:
+    """The same on a device, in one copy: many small ones would each wait for the GPU."""
+    if device.type == "cpu":
+        return drawn
+    columns = [(f.name, getattr(drawn[0], f.name)) for f in fields(Draws)]
+    rows = [
+        torch.cat([getattr(d, n).float().view(len(d.flip), -1) for n, _ in columns], 1)
+        for d in drawn
+    ]
+    whole = torch.stack(rows)  # (V, B, 13)
+    whole = (whole.pin_memory() if device.type == "cuda" else whole).to(device, non_blocking=True)
+    widths = [x.shape[1] if x.dim() > 1 else 1 for _, x in columns]
+    found = []
+    for view in whole:
+        parts = zip(view.split(widths, 1), columns, strict=True)  # (B, 13) -> (B, w) each
+        shaped = [part.view(-1, *x.shape[1:]).to(x.dtype) for part, (_, x) in parts]
+        found.append(Draws(*shaped))
+    return found
 
 
 class Augmenter:
@@ -94,20 +108,27 @@ class Augmenter:
         ``images`` is: choices are equal everywhere. On a CPU it is fastest if the strides of
         ``images`` are channels last.
         """
-        if images.device.type == "cpu":
+        device = images.device
+        if device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        scale = 1 / torch.tensor(self.std, device=images.device).view(-1, 1, 1)
-        sides = torch.tensor([*images.shape[-2:]] * 2, device=images.device)
+        mean = _constant(self.mean, device).view(-1, 1, 1)
+        scale = 1 / _constant(self.std, device).view(-1, 1, 1)
+        sides = _constant(tuple(float(side) for side in images.shape[-2:]) * 2, device)
+        drawn = [draw(view, len(images), images.shape[-2:], generator) for view in self.views]
         done, boxes, jobs = [], [], []
-        for view in self.views:
-            chosen = draw(view, len(images), images.shape[-2:], generator).to(images.device)
+        for view, chosen in zip(self.views, sent(drawn, device), strict=True):
             x = images.new_empty((*images.shape[:2], view.size, view.size), dtype=torch.float32)
             jobs += [(x[i], images[i], view, chosen.rows(i)) for i in _blocks(x)]
             done.append(x)
             boxes.append(torch.cat([chosen.box / sides, chosen.flip.float().unsqueeze(1)], 1))
         _run(jobs, mean, scale)
         return done, boxes
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A few numbers on a device, copied there once: a GPU's stream would wait for each copy."""
+    return torch.tensor(values, device=device)
 
 
 Job = tuple[Tensor, Tensor, View, Draws]  # where the views go; what they are made of
@@ -266,14 +287,14 @@ def brightness_(x: Tensor, factor: Tensor) -> Tensor:
 def contrast_(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image's mean grey by ``factor`` (B,) and clamp, in place."""
     means = x.mean((2, 3))  # (B, C)
-    grey = torch.tensor(GREY, device=x.device)
+    grey = _constant(GREY, x.device)
     level = means @ grey if x.shape[1] == 3 else means.mean(1)  # (B,)
     shift = (1 - factor) * level
     return x.mul_(factor.view(-1, 1, 1, 1)).add_(shift.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
-@lru_cache(maxsize=1)
-def _hue_parts() -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=16)
+def _hue_parts(device: torch.device) -> tuple[Tensor, Tensor]:
     """Luma projector P and chroma quarter turn Q: a turn is P + cos(a)(1 - P) + sin(a)Q."""
     yiq = torch.tensor(
         [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
@@ -283,16 +304,16 @@ def _hue_parts() -> tuple[Tensor, Tensor]:
     luma = torch.diag(torch.tensor([1.0, 0, 0], dtype=torch.float64))
     # Positive angles go red -> green -> blue, as hue in HSV.
     turn = torch.tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
-    return (back @ luma @ yiq).float(), (back @ turn @ yiq).float()
+    return (back @ luma @ yiq).float().to(device), (back @ turn @ yiq).float().to(device)
 
 
 def colour_matrix(saturation: Tensor, hue: Tensor, grey: Tensor) -> Tensor:
     """Per-sample 3x3 matrices (B, 3, 3); exactly the identity for (1, 0, False)."""
     eye = torch.eye(3, device=hue.device)
-    luma, turn = (part.to(hue.device) for part in _hue_parts())
+    luma, turn = _hue_parts(hue.device)
     angle = hue.view(-1, 1, 1) * (2 * math.pi)
     turned = eye + (angle.cos() - 1) * (eye - luma) + angle.sin() * turn
-    to_grey = torch.tensor(GREY, device=hue.device).expand(3, 3)
+    to_grey = _constant(GREY, hue.device).expand(3, 3)
     s = saturation.view(-1, 1, 1)
     matrix = turned @ (s * eye + (1 - s) * to_grey)
     return torch.where(grey.view(-1, 1, 1), to_grey, matrix)
