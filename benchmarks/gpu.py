@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import _common, _images
 from ssl_core import shards
-from ssl_core.artifacts import write_json
+from ssl_core.artifacts import read_json, write_json
 
 # So many samples that the reader keeps none decoded (reader.CACHE_LEAST), as with millions.
 SIDE, PHOTOGRAPHS, TIMES = 256, 1024, 14
@@ -126,7 +126,6 @@ def main() -> None:
     if given.one:
         print(json.dumps(one(given.one[0], Path(given.one[1]), given.steps)))
         return
-    rows: list[dict[str, Any]] = []
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as name:
         write(tars := Path(name) / "shards")
@@ -136,10 +135,17 @@ def main() -> None:
             if done.returncode:
                 print(f"{case}: {done.stderr.decode()[-1500:]}", flush=True)
                 continue
-            rows.append(json.loads(done.stdout.decode().strip().split("\n")[-1]))
-            print(row(rows[-1]), flush=True)
-            about = {"steps": given.steps, "side": SIDE, "machine": _common.machine()}
-            write_json(_common.RESULTS / "gpu.json", about | {"rows": rows})
+            found = json.loads(done.stdout.decode().strip().split("\n")[-1])
+            print(row(found), flush=True)
+            keep(found | {"steps": given.steps, "machine": _common.machine()})
+
+
+def keep(found: dict[str, Any]) -> None:
+    """The row in ``results/gpu.json``, in the order of CASES."""
+    file = _common.RESULTS / "gpu.json"
+    rows = {r["case"]: r for r in read_json(file)["rows"]} if file.exists() else {}
+    rows[found["case"]] = found
+    write_json(file, {"rows": [rows[case] for case in CASES if case in rows]})
 
 
 if __name__ == "__main__":
