@@ -111,8 +111,6 @@ class Augmenter:
         device = images.device
         if device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
-        elif device.type == "cuda":
-            images = images.half()  # once for all views (_cut_dense)
         mean = _constant(self.mean, device).view(-1, 1, 1)
         scale = 1 / _constant(self.std, device).view(-1, 1, 1)
         sides = _constant(tuple(float(side) for side in images.shape[-2:]) * 2, device)
@@ -271,18 +269,14 @@ def _resize_weights(start: Tensor, length: Tensor, source: int, size: int) -> Te
 
 
 def _cut_dense(images: Tensor, box: Tensor, size: int, flip: Tensor) -> Tensor:
-    """All samples at once, by two matrix products; in half precision on a GPU, whose rounding is
-    a tenth of a grey level (levels themselves are exact).
-    """
+    """All samples at once, by two matrix products."""
     batch, channels, height, width = images.shape
-    kind = torch.float16 if images.is_cuda else torch.float32
     rows = _resize_weights(box[:, 0], box[:, 2], height, size)  # (B, size, H)
     columns = _resize_weights(box[:, 1], box[:, 3], width, size)  # (B, size, W)
-    columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns).to(kind)
-    pixels = images.to(kind).reshape(batch, channels * height, width)
+    columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
+    pixels = images.float().div_(255).reshape(batch, channels * height, width)
     x = (pixels @ columns.mT).view(batch, channels, height, size)  # (B, C*H, W) -> (B, C, H, size)
-    x = rows.to(kind).unsqueeze(1) @ x  # (B, 1, size, H) @ (B, C, H, size) -> (B, C, size, size)
-    return x.float().div_(255)
+    return rows.unsqueeze(1) @ x  # (B, 1, size, H) @ (B, C, H, size) -> (B, C, size, size)
 
 
 def brightness_(x: Tensor, factor: Tensor) -> Tensor:
