@@ -35,21 +35,6 @@ def run_config(request: trigger.Request) -> dict:
     return {"ops": {"repair": {"config": about}}}
 
 
-def ask(cursor: str | None) -> tuple[trigger.Request | None, str]:
-    """The request that is due, and the new cursor (day of the latest request).
-
-    A repair that could not begin, for want of labels, does not start the cooldown.
-    """
-    from ssl_core.stages import monitor, repair
-
-    cfg, paths = _config(), Paths(ROOT)
-    champion, last = registry.champion(paths.registry), cursor or ""
-    if last and champion and repair.waits(paths, f"{champion}-{last}"):
-        last = ""
-    found = trigger.decide(cfg.deploy, monitor.history(paths), champion, last)
-    return found, found.key.rpartition(":")[2] if found else cursor or ""
-
-
 def run_key(cfg: Config, paths: Paths, request: trigger.Request) -> str:
     """The request's key; with the labels' digest where an earlier run waits for more of them."""
     from ssl_core.stages import repair
@@ -66,11 +51,12 @@ def run_key(cfg: Config, paths: Paths, request: trigger.Request) -> str:
     default_status=dg.DefaultSensorStatus.RUNNING,
 )
 def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-    """One repair when labels prove that the champion has lost accuracy.
+    """One repair when labels prove that the champion has lost accuracy, or can finish a repair.
 
-    Retraining from raw images is its last rung, which ``full_chain`` starts.
+    Retraining from raw images is its last rung, which ``full_chain`` starts. The cursor is the
+    day of the latest request.
     """
-    request, cursor = ask(context.cursor)
+    request = trigger.due(_config(), Paths(ROOT), context.cursor or "")
     if request is None:
         return dg.SkipReason("No proven harm to the champion outside the cooldown.")
     context.log.info("%s: %s", request.key, request.reason)
@@ -79,7 +65,7 @@ def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
         run_config=run_config(request),
         tags={"headwater/cause": request.key, "headwater/days": ",".join(request.dates)},
     )
-    return dg.SensorResult(run_requests=[run], cursor=cursor)
+    return dg.SensorResult(run_requests=[run], cursor=request.key.rpartition(":")[2])
 
 
 @dg.sensor(

@@ -17,7 +17,7 @@ from pipelines.definitions import defs
 from ssl_core import plugins
 from ssl_core.__main__ import CHAIN
 from ssl_core.artifacts import append_line, write_json
-from ssl_core.config import Deploy
+from ssl_core.config import Deploy, Paths
 from ssl_core.stages import trigger
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +189,41 @@ def test_cooldown_counts_days_of_data() -> None:
     assert trigger.decide(deploy, pd.concat([history, later]), "m", "2025-01-01") is not None
 
 
+def labelled(model: str, *rows: tuple[str, int]) -> pd.DataFrame:
+    history = verdicts(*[(day, model, "ok") for day, _ in rows])
+    return history.assign(labels=[float(n) for _, n in rows])
+
+
+REPAIR = {"key": "old-2025-01-01", "champion": "old", "candidate": "new", "outcome": "promoted"}
+REPAIR |= {"counts": {"learn_labels": 60, "judge": 40}}
+
+
+def test_a_repair_is_looked_at_again_when_there_are_as_many_labels_as_it_had() -> None:
+    few = labelled("new", ("2025-01-08", 60), ("2025-01-15", 39))
+    assert trigger.unfinished(Deploy(), few, "new", [REPAIR]) is None
+    enough = labelled("new", ("2025-01-08", 60), ("2025-01-15", 40))
+    found = trigger.unfinished(Deploy(), enough, "new", [REPAIR])
+    assert found is not None
+    assert (found.key, found.dates) == ("new:2025-01-15", ("2025-01-08", "2025-01-15"))
+    asked = REPAIR | {"outcome": "full", "candidate": None}  # the chain made what serves now
+    assert trigger.unfinished(Deploy(), enough, "new", [asked]) == found
+    assert trigger.unfinished(Deploy(), enough, "new", []) is None  # never repaired
+    assert trigger.unfinished(Deploy(), enough, "new", [REPAIR], "2025-01-10") is None
+
+
+def test_a_repair_is_looked_at_again_at_each_doubling() -> None:
+    look = REPAIR | {"champion": "new", "candidate": None, "outcome": "nothing"}
+    for there, due in ((199, False), (200, True)):
+        history = labelled("new", ("2025-01-08", 100), ("2025-01-15", there - 100))
+        found = trigger.unfinished(Deploy(), history, "new", [REPAIR, look])
+        assert (found is not None) == due
+
+
+def test_a_day_with_a_broken_feed_does_not_count_as_labels() -> None:
+    history = labelled("new", ("2025-01-08", 100)).assign(broken=True)
+    assert trigger.unfinished(Deploy(), history, "new", [REPAIR]) is None
+
+
 # ---- sensors on a real folder ----------------------------------------------------------------
 
 
@@ -247,6 +282,15 @@ def test_a_repair_that_waits_for_labels_is_asked_for_again(place: Path) -> None:
         keys.append(request.run_key)
     assert keys[0] == keys[1] != keys[2]  # Dagster starts one run per key
     assert keys[0].startswith("m:2025-01-13:")
+
+
+def test_a_loss_that_was_not_proven_is_looked_at_again_after_a_week(place: Path) -> None:
+    decision = {"key": "m-2025-01-13", "outcome": "nothing"}
+    write_json(place / "data/deploy/repair/m-2025-01-13/decision.json", decision)
+    for day, asked in (("2025-01-19", False), ("2025-01-20", True)):
+        judge(place, day, "harm")
+        found = trigger.due(sensors._config(), Paths(place), "2025-01-13")
+        assert (found is not None) == asked
 
 
 def test_the_whole_chain_is_started_once_per_request(place: Path) -> None:

@@ -300,15 +300,25 @@ def test_the_ladder_stops_at_the_first_rung_that_mends(project: Paths) -> None:
 def test_a_second_repair_remembers_the_first(project: Paths) -> None:
     repair.run(CASE, project, [DAY])
     name = str(registry.champion(project.registry))
-    deploy(project, "2025-02-07", 0.5, cfg=CASE)
-    fresh = _evidence.gather(CASE, project, ["2025-02-07"], registry.load(project.registry, name))
+    deploy(project, "2025-06-07", 0.5, cfg=CASE)
+    fresh = _evidence.gather(CASE, project, ["2025-06-07"], registry.load(project.registry, name))
     assert fresh.learn.earlier.any()
     assert fresh.judge.earlier.any()
     cfg = settings(repair__rungs=["refit_head"])
-    again = repair.run(cfg, project, ["2025-02-07"])
+    again = repair.run(cfg, project, ["2025-06-07"])
     judged = again["rungs"][-1]["judged"]
     assert {"old:a", "old:b", "old:deployment"} <= set(judged["slices"])
     assert judged["old"]["n"] == 120 + fresh.judge.earlier.sum()
+
+
+def test_a_rung_that_did_not_last_is_not_tried_again(project: Paths) -> None:
+    first = repair.run(CASE, project, [DAY])
+    assert first["outcome"] == "promoted"
+    deploy(project, "2025-02-07", 0.5, cfg=CASE)
+    again = repair.run(settings(repair__rungs=["refit_head", "full"]), project, ["2025-02-07"])
+    assert [r["outcome"] for r in again["rungs"]] == ["skipped", "asked"]
+    assert "did not last" in again["rungs"][0]["reason"]
+    assert again["looks"] == 0
 
 
 def test_no_harm_no_repair(project: Paths) -> None:

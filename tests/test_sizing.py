@@ -86,12 +86,33 @@ def test_hours_are_images_by_epochs_over_the_rate() -> None:
     assert cells(text, "2 × 500 img/s") == ["100", "your measurement"]
 
 
+def trained(case: str, **machine: Any) -> dict[str, Any]:
+    """A row of benchmarks.gpu."""
+    row = {"case": case, "batch": 256, "steps": 60, "first_step_seconds": 5.14}
+    row |= {"images_per_second": 1000.0, "peak_bytes": 2.0**34, "mfu": 0.171}
+    row |= {"share/wait": 0.152, "share/checkpoint": 0.02}
+    return row | {"machine": {"cpu": "two", "cores": 16, "gpu": "NVIDIA H100 80GB HBM3"} | machine}
+
+
+def test_trainings_on_a_gpu_are_shown_and_their_rates_taken_further() -> None:
+    plain = trained("simclr ViT-S/16")
+    found = {"gpu": {"rows": [trained("mae ViT-B/16, not compiled"), plain]}}
+    shown = cells(sizing.on_gpu(found), "simclr ViT-S/16")
+    assert shown == ["H100", "256", "60", "1,000", "16.0", "17%", "15%", "2%", "5.1"]
+    text = sizing.by_speed(found, (36_000_000,), (), 10)
+    assert cells(text, "simclr ViT-S/16, one H100: 1,000 img/s") == ["~100", "gpu.json"]
+    assert "mae" not in text  # only what one would train with
+    assert sizing.notes(found).count("two, 16 cores, NVIDIA H100 80GB HBM3: gpu.") == 1
+    more = {"gpu": {"rows": [plain, trained("dino ViT-S/16", gpu="NVIDIA H200")]}}
+    assert "two, 16 cores, NVIDIA H200: gpu." in sizing.notes(more)
+
+
 def test_what_was_not_measured_is_left_out_and_said() -> None:
     few = made()
     del few["curation"]
     text = sizing.text(few)
     assert "curation, 64" not in text
-    assert "Not measured yet, so left out: memory, curation, data_path, s3, step." in text
+    assert "Not measured yet, so left out: memory, curation, data_path, s3, step, gpu." in text
     assert "one, 2 cores: footprint, scaling." in text
 
 

@@ -29,6 +29,7 @@ from ._evidence import DAYS
 
 RESULT, ENTRY = "result.json", "entry.json"
 EXTRA = ("reference.parquet", "seen.parquet", model_card.NAME)
+LASTS = 91  # days in which a repair has to hold; if it did not, a stronger rung is taken
 Row = dict[str, Any]
 
 
@@ -71,12 +72,26 @@ def attempt(case: Case, name: str, spent: float) -> Row:
     began = time.monotonic()
     if rung.JUDGED and (why := too_few(case)) is not None:
         return row | {"outcome": "waiting", "reason": why}
+    if rung.JUDGED and (why := did_not_last(case, name)) is not None:
+        return row | {"outcome": "skipped", "reason": why}
     answer = _ask(rung, context, cfg, spent, expected)
     with atomic_dir(case.work / name) as out:
         row |= _settle(case, name, answer, out)
         row["seconds"] = round(time.monotonic() - began, 2)
         write_json(out / RESULT, row)
     return row
+
+
+def did_not_last(case: Case, name: str) -> str | None:
+    """Why a rung is too weak here, or None: it, or a stronger one, made the champion lately."""
+    rungs, card = list(case.cfg.repair.rungs), case.context.champion.card
+    made, days = card.get("rung"), card.get(DAYS, [])
+    if made not in rungs or not days or rungs.index(name) > rungs.index(made):
+        return None
+    since = (pd.Timestamp(max(case.dates)) - pd.Timestamp(max(days))).days
+    return (
+        f"{made} did not last: it made this champion {since} days ago." if since < LASTS else None
+    )
 
 
 def too_few(case: Case) -> str | None:

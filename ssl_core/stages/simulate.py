@@ -73,10 +73,7 @@ def ours(life: Life, week: int, touched: list[str]) -> None:
     said = {v["verdict"] for v in verdicts if v["model"] == life.champion}
     life.rows[-1]["alarm"] = bool(said & {"drift", "harm"})
     life.rows[-1]["broken"] = bool(verdicts[-1]["inputs"]["broken"])
-    last = life.asked
-    if last and repair.waits(paths, f"{life.champion}-{last}"):
-        last = ""
-    request = trigger.decide(cfg.deploy, monitor.history(paths), life.champion, last)
+    request = trigger.due(cfg, paths, life.asked)
     if request is not None:
         _mend(life, week, request)
     with life.costs("monitoring"):

@@ -1,17 +1,27 @@
-"""From verdicts to at most one retraining: when, and on which days."""
+"""From verdicts to at most one repair: when, and on which days.
+
+Two causes: labels prove that the champion does harm, or a repair had few labels to learn from and
+now there are as many again. The second asks at most once per doubling, so a handful of times
+between two harms, and the ladder's first rung ends it where nothing is left to win back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from ..config import Deploy
+from .. import registry
+from ..config import Config, Deploy, Paths
+
+WEEK = 7  # days of data between requests, where the cooldown does not hold
 
 
 @dataclass(frozen=True)
 class Request:
-    """A retraining to start. ``key`` is the same for the same cause, so it starts once."""
+    """A repair to start. ``key`` is the same for the same cause, so it starts once."""
 
     key: str
     dates: tuple[str, ...]
@@ -26,30 +36,97 @@ def _began(changed: pd.DataFrame) -> str:
     return min(days)
 
 
+def _own(history: pd.DataFrame, champion: str) -> pd.DataFrame:
+    """The champion's days on which the feed was sound."""
+    sound = ~history["broken"].fillna(False).astype(bool)
+    return history[(history["model"] == champion) & sound]
+
+
+def _rested(day: str, last: str, days: int) -> bool:
+    return not last or (pd.Timestamp(day) - pd.Timestamp(last)).days >= days
+
+
 def decide(
-    deploy: Deploy, history: pd.DataFrame, champion: str | None, last: str = ""
+    deploy: Deploy,
+    history: pd.DataFrame,
+    champion: str | None,
+    last: str = "",
+    cooldown: int | None = None,
 ) -> Request | None:
-    """The retraining that the newest verdicts call for, or None.
+    """The repair that proven harm calls for, or None.
 
     Args:
         history: rows of ``monitor.history``.
         champion: id of the model in service; verdicts on others say nothing about it.
         last: day that caused the latest request, "" if there was none.
+        cooldown: days that have to pass after it; None: ``deploy.cooldown_days``.
 
-    Only harm calls for retraining: a change that does no harm needs none, and all days since the
+    Only harm calls for a repair: a change that does no harm needs none, and all days since the
     change began are taken along once harm is proven. After a request the cooldown has to pass, in
-    days of data and not of wall clock, so that a failing retraining cannot loop.
+    days of data and not of wall clock, so that a failing repair cannot loop.
     """
     if champion is None or not len(history):
         return None
-    own = history[(history["model"] == champion) & ~history["broken"].fillna(False).astype(bool)]
+    own = _own(history, champion)
     harmed = own[own["verdict"] == "harm"]
     if not len(harmed):
         return None
     day = str(harmed["date"].max())
-    if last and (pd.Timestamp(day) - pd.Timestamp(last)).days < deploy.cooldown_days:
+    if not _rested(day, last, deploy.cooldown_days if cooldown is None else cooldown):
         return None
     began = _began(own[own["verdict"].isin(["drift", "harm"])])
     dates = tuple(sorted(str(d) for d in own["date"] if began <= str(d) <= day))
     reason = str(harmed.loc[harmed["date"] == day, "reason"].iloc[0])
     return Request(f"{champion}:{day}", dates, reason)
+
+
+def unfinished(
+    deploy: Deploy,
+    history: pd.DataFrame,
+    champion: str | None,
+    repairs: Sequence[Mapping[str, Any]],
+    last: str = "",
+) -> Request | None:
+    """A second look at what a repair could not finish with the labels there were, or None.
+
+    It comes when the champion's days have as many labels as the repair that made it had, and again
+    whenever they have doubled since the latest look at this champion.
+
+    Args:
+        repairs: decisions of ``repair.history``, oldest first.
+    """
+    if champion is None or not len(history) or not repairs:
+        return None
+    latest, own = repairs[-1], _own(history, champion)
+    own = own[own["labels"].fillna(0) > 0] if "labels" in own else own[:0]
+    looked = latest["champion"] == champion
+    made = latest.get("candidate") == champion or (latest["outcome"] == "full" and not looked)
+    if not len(own) or not (looked or made) or "counts" not in latest:
+        return None
+    had = latest["counts"]["learn_labels"] + latest["counts"]["judge"]
+    there, day = int(own["labels"].sum()), str(own["date"].max())
+    if there < max(deploy.min_labels, had * (2 if looked else 1)) or not _rested(day, last, WEEK):
+        return None
+    reason = f"{there} labels have come since; the last look ({latest['key']}) had {had}."
+    return Request(f"{champion}:{day}", tuple(sorted(own["date"].astype(str))), reason)
+
+
+def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
+    """The request that the project's files call for now; ``last``: day of the latest one.
+
+    A repair that could not begin, for want of labels, does not start the cooldown; one that
+    found the loss not proven yet is asked for again after a week.
+    """
+    from . import monitor, repair  # here: sensors import this file, and these import torch
+
+    champion, cooldown = registry.champion(paths.registry), cfg.deploy.cooldown_days
+    if last and champion:
+        key = f"{champion}-{last}"
+        said = repair.outcome(paths, key)
+        if repair.waits(paths, key):
+            last = ""
+        elif said is not None and said["outcome"] == "nothing":
+            cooldown = min(WEEK, cooldown)
+    history = monitor.history(paths)
+    found = decide(cfg.deploy, history, champion, last, cooldown)
+    return found or unfinished(cfg.deploy, history, champion, repair.history(paths), last)
