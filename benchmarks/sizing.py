@@ -4,7 +4,7 @@
 
 Every line names the file in ``results/`` that it comes from; a line whose file is missing is left
 out, and that is said. ``~`` stands before what lies beyond the largest size that was measured.
-``--rate`` is images per second of one GPU, which nobody has measured here: training prints it.
+``--rate`` is images per second of one GPU: training prints it. More than one was never measured.
 ``--write`` puts the tables into the guide; tests/test_sizing.py compares.
 """
 
@@ -24,10 +24,18 @@ from ssl_core.report import _tables
 
 GUIDE = Path(__file__).parent.parent / "docs/guides/scaling.md"
 BEGIN, END = "<!-- sizing -->\n", "<!-- /sizing -->\n"
-NAMES = ("footprint", "memory", "curation", "data_path", "scaling", "s3", "step")
+NAMES = ("footprint", "memory", "curation", "data_path", "scaling", "s3", "step", "gpu")
 IMAGES = (100_000, 1_000_000, 10_000_000, 100_000_000)
 CLUSTERS = ((1, 1000.0), (8, 1000.0), (8, 3000.0), (32, 3000.0))  # GPUs, images per second of each
 EPOCHS = 100.0
+TRAININGS = (  # of benchmarks.gpu: what hours are computed for
+    "simclr ViT-S/16",
+    "simclr ResNet-50",
+    "dino ViT-S/16",
+    "mae ViT-B/16",
+    "dinov2 ViT-B/16",
+    "dinov2 ViT-B/16, blocks computed again",
+)
 SHARD_BYTES = 32 * 2**20  # shard.max_bytes
 DIMENSIONS, WIDE = 64, 1280  # of benchmarks.curation, and of the default seed encoder
 EMBEDDING = 384 * 4  # bytes: ViT-S in float32
@@ -232,6 +240,26 @@ def by_rate(found: Found, clusters: Sequence[tuple[int, float]] = CLUSTERS) -> s
     return table([*head, "from"], lines)
 
 
+def card(row: dict[str, Any]) -> str:
+    """The GPU of a training, in a word."""
+    return str(row["machine"]["gpu"]).removeprefix("NVIDIA ").split()[0]
+
+
+def on_gpu(found: Found) -> str:
+    """Whole trainings as they were measured."""
+    if "gpu" not in found:
+        return ""
+    lines = []
+    for r in sorted(found["gpu"]["rows"], key=lambda r: str(r["case"])):
+        rate, memory = f"{r['images_per_second']:,.0f}", f"{r['peak_bytes'] / 2**30:.1f}"
+        shares = [f"{r[key]:.0%}" for key in ("mfu", "share/wait", "share/checkpoint")]
+        first = two(r["first_step_seconds"])
+        cells = [r["case"], card(r), r["batch"], r["steps"], rate, memory, *shares, first]
+        lines.append([str(cell) for cell in cells])
+    head = ["training", "GPU", "batch", "steps", "img/s", "GiB", "of peak", "waits", "checkpoints"]
+    return table([*head, "first step, s"], lines)
+
+
 def by_speed(
     found: Found,
     images: Sequence[int] = IMAGES,
@@ -239,16 +267,31 @@ def by_speed(
     epochs: float = EPOCHS,
 ) -> str:
     """Hours of pretraining."""
-    speeds = {f"{g} × {r:,.0f} img/s": (g * r, "your measurement") for g, r in clusters}
+    speeds = [(f"{g} × {r:,.0f} img/s", g * r, "", "your measurement") for g, r in clusters]
+    trained = {r["case"]: r for r in found["gpu"]["rows"]} if "gpu" in found else {}
+    for case in TRAININGS:
+        if row := trained.get(case):
+            speed = row["images_per_second"]
+            name = f"{case}, one {card(row)}: {speed:,.0f} img/s"
+            speeds.append((name, speed, "~", "gpu.json"))
     if "step" in found:
-        who, _, said = found["step"]["about"]["published"].rpartition(": ")
-        speeds[f"{who}: {said}"] = (float(said.split()[0]), "published, not ours: step.json")
+        published = found["step"]["about"]["published"]
+        speed = float(published.rpartition(": ")[2].split()[0])
+        speeds.append((published, speed, "~", "published, not ours: step.json"))
     lines = [
-        [name, *(two(n * epochs / speed / HOUR) for n in images), source]
-        for name, (speed, source) in speeds.items()
+        [name, *(mark + two(n * epochs / speed / HOUR) for n in images), source]
+        for name, speed, mark, source in speeds
     ]
     head = [f"hours of {epochs:g} epochs", *(f"{n:,} images" for n in images), "from"]
     return table(head, lines)
+
+
+def machines(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those that a file comes from: one, but for trainings that each say theirs."""
+    if "machine" in result:
+        return [result["machine"]]
+    found = {tuple(sorted(r["machine"].items())): r["machine"] for r in result["rows"]}
+    return list(found.values())
 
 
 def notes(found: Found) -> str:
@@ -269,8 +312,9 @@ def notes(found: Found) -> str:
         said.append(f"{text}, which is {here / there:.0%} of `data_path.json`.")
     where = dict[str, list[str]]()
     for name, result in found.items():
-        about = result["machine"]
-        where.setdefault(f"{about['cpu']}, {about['cores']} cores", []).append(name)
+        for about in machines(result):
+            gpu = f", {about['gpu']}" if "gpu" in about else ""
+            where.setdefault(f"{about['cpu']}, {about['cores']} cores{gpu}", []).append(name)
     said += [f"{cpu}: {', '.join(names)}." for cpu, names in where.items()]
     missing = [name for name in NAMES if name not in found]
     if missing:
@@ -286,7 +330,7 @@ def text(
 ) -> str:
     """All tables."""
     parts = [by_images(found, images), by_rate(found, clusters)]
-    parts += [by_speed(found, images, clusters, epochs), notes(found)]
+    parts += [on_gpu(found), by_speed(found, images, clusters, epochs), notes(found)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
