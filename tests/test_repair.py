@@ -16,7 +16,7 @@ from torch import nn
 from toy import ARGS, CFG, CLASSES, champion, deploy
 
 from ssl_core import models, plugins, registry
-from ssl_core.artifacts import read_json, read_lines
+from ssl_core.artifacts import read_json, read_lines, write_json
 from ssl_core.config import Config, Paths
 from ssl_core.errors import HeadwaterError
 from ssl_core.evaluate._head import Head, softmax
@@ -319,6 +319,18 @@ def test_a_rung_that_did_not_last_is_not_tried_again(project: Paths) -> None:
     assert [r["outcome"] for r in again["rungs"]] == ["skipped", "asked"]
     assert "did not last" in again["rungs"][0]["reason"]
     assert again["looks"] == 0
+
+
+def test_what_finishes_a_repair_may_win_back_less_and_by_the_same_rung(project: Paths) -> None:
+    first = repair.run(CASE, project, [DAY])
+    deploy(project, "2025-02-07", 0.5, cfg=CASE)
+    file = project.monitor / "date=2025-02-07/verdict.json"
+    write_json(file, read_json(file) | {"harm": False})
+    cfg = settings(repair__rungs=["nothing", "refit_head"], deploy__min_drop=0.9)
+    again = repair.run(cfg, project, ["2025-02-07"])
+    assert (first["finishes"], again["finishes"]) == (False, True)
+    assert again["rungs"][0]["outcome"] == "skipped"
+    assert "did not last" not in again["rungs"][1]["reason"]
 
 
 def test_no_harm_no_repair(project: Paths) -> None:

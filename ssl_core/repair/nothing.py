@@ -14,12 +14,15 @@ def cost(ctx: Context, cfg: Config) -> float:
 
 
 def propose(ctx: Context, cfg: Config) -> Answer:
-    """Stop unless the interval of the loss lies wholly above ``deploy.min_drop``."""
-    found, limit = ctx.loss, cfg.deploy.min_drop
+    """Stop unless the interval of the loss lies wholly above ``deploy.min_drop``, or above 0 where
+    a repair is to be finished: that the model does harm was proven once.
+    """
+    found, limit = ctx.loss, 0.0 if ctx.finishes else cfg.deploy.min_drop
+    rule = "any counts, to finish a repair" if ctx.finishes else f"deploy.min_drop {limit:.1%}"
     text = (
         f"{cfg.repair.metric} is {found.now:.1%} on {found.labels} fresh labels, "
         f"{found.reference:.1%} on the old held-out images; the interval of the loss begins at "
-        f"{-found.high:.1%} (deploy.min_drop {limit:.1%})"
+        f"{-found.high:.1%} ({rule})"
     )
     if found.high < -limit:
         return Skip(f"The loss is proven: {text}.")

@@ -143,6 +143,12 @@ def feed(paths: Paths, dates: list[str]) -> tuple[dict[str, Any], ...]:
     return tuple({"date": d, **read_json(f)["inputs"]} for d, f in files if f.exists())
 
 
+def harmed(paths: Paths, dates: list[str]) -> bool:
+    """Whether monitoring says of any of these days that harm is proven."""
+    files = (partition(paths.monitor, d) / "verdict.json" for d in sorted(set(dates)))
+    return any(bool(read_json(f)["harm"]) for f in files if f.exists())
+
+
 def source_files(cfg: Config, paths: Paths, dates: list[str]) -> dict[str, Path]:
     """Prediction logs and labels of the days, for lineage."""
     found = {}

@@ -86,7 +86,9 @@ def did_not_last(case: Case, name: str) -> str | None:
     """Why a rung is too weak here, or None: it, or a stronger one, made the champion lately."""
     rungs, card = list(case.cfg.repair.rungs), case.context.champion.card
     made, days = card.get("rung"), card.get(DAYS, [])
-    if made not in rungs or not days or rungs.index(name) > rungs.index(made):
+    if case.context.finishes or made not in rungs or not days:
+        return None
+    if rungs.index(name) > rungs.index(made):
         return None
     since = (pd.Timestamp(max(case.dates)) - pd.Timestamp(max(days))).days
     return (

@@ -12,6 +12,7 @@ start.json, each rung's result, the registry's model, its log, the champion, dec
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ..errors import HeadwaterError
 from ..lock import exclusive
 from ..progress import Reporter
 from ..repair import _judge
-from . import _evidence, _ladder
+from . import _evidence, _ladder, trigger
 from ._ladder import Case, Row
 
 START, DECISION, LOG = "start.json", "decision.json", "log.jsonl"
@@ -98,10 +99,22 @@ def _start(cfg: Config, paths: Paths, dates: list[str], key: str) -> dict[str, A
         value = "dates" if champion else str(paths.registry)
         rule = "are none" if champion else "has no champion"
         raise HeadwaterError(value, rule, "name the harmed days, or run `headwater promote`")
-    past = sum(d["champion"] == champion and d["looks"] > 0 for d in history(paths))
-    start = {"key": key, "dates": sorted(set(dates)), "champion": champion, "attempt": past + 1}
+    past = [d for d in history(paths) if d["champion"] == champion]
+    start = {
+        "key": key,
+        "dates": sorted(set(dates)),
+        "champion": champion,
+        "attempt": sum(d["looks"] > 0 for d in past) + 1,
+        "finishes": _finishes(paths, dates, champion),
+    }
     write_json(file, start)
     return start
+
+
+def _finishes(paths: Paths, dates: list[str], champion: str) -> bool:
+    """Whether this goes on with the repair that made the champion: no new harm was proven."""
+    made = any(trigger.made_by(d, champion) for d in history(paths))
+    return made and not _evidence.harmed(paths, dates)
 
 
 def resting(cfg: Config, paths: Paths, day: str) -> str | None:
@@ -138,6 +151,7 @@ def _case(cfg: Config, paths: Paths, start: dict[str, Any]) -> tuple[Case, dict[
     work = paths.runs / "repair" / digest
     feed = _evidence.feed(paths, start["dates"])
     context = _ladder.context_of(cfg, paths, model, (fresh.learn, seen), feed, evidence, work)
+    context = replace(context, finishes=start.get("finishes", False))
     level = level_of(cfg, start["attempt"])
     case = Case(cfg, paths, tuple(start["dates"]), context, evidence, level, work)
     return case, {"inputs": inputs, "config_sha256": sha256_json(settings), "counts": fresh.counts}

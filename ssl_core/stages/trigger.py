@@ -80,6 +80,12 @@ def decide(
     return Request(f"{champion}:{day}", dates, reason)
 
 
+def made_by(repair: Mapping[str, Any], champion: str) -> bool:
+    """Whether a repair's decision brought this model into service, by itself or by the chain."""
+    chain = repair["outcome"] == "full" and repair["champion"] != champion
+    return bool(chain or repair.get("candidate") == champion)
+
+
 def unfinished(
     deploy: Deploy,
     history: pd.DataFrame,
@@ -100,8 +106,7 @@ def unfinished(
     latest, own = repairs[-1], _own(history, champion)
     own = own[own["labels"].fillna(0) > 0] if "labels" in own else own[:0]
     looked = latest["champion"] == champion
-    made = latest.get("candidate") == champion or (latest["outcome"] == "full" and not looked)
-    if not len(own) or not (looked or made) or "counts" not in latest:
+    if not len(own) or not (looked or made_by(latest, champion)) or "counts" not in latest:
         return None
     had = latest["counts"]["learn_labels"] + latest["counts"]["judge"]
     there, day = int(own["labels"].sum()), str(own["date"].max())
