@@ -1,8 +1,8 @@
 """From verdicts to at most one repair: when, and on which days.
 
-Two causes: labels prove that the champion does harm, or a repair had few labels to learn from and
-now there are as many again. The second asks at most once per doubling, so a handful of times
-between two harms, and the ladder's first rung ends it where nothing is left to win back.
+Two causes: labels prove that the champion does harm, or it was made by a repair and there are now
+labels to tell what is left to win back. The second asks at most once per doubling of the labels, a
+handful of times a year, and the ladder's first rung ends it where nothing is left.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .. import registry
 from ..config import Config, Deploy, Paths
 
 WEEK = 7  # days of data between requests, where the cooldown does not hold
+ENOUGH = 10  # times deploy.min_labels: labels that tell what a repair has left
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def unfinished(
 ) -> Request | None:
     """A second look at what a repair could not finish with the labels there were, or None.
 
-    It comes when the champion's days have as many labels as the repair that made it had, and again
-    whenever they have doubled since the latest look at this champion.
+    It comes when the champion's days have as many labels as the repair that made it had, or
+    ``ENOUGH``, and again whenever they have doubled since the latest look at this champion.
 
     Args:
         repairs: decisions of ``repair.history``, oldest first.
@@ -110,7 +111,8 @@ def unfinished(
         return None
     had = latest["counts"]["learn_labels"] + latest["counts"]["judge"]
     there, day = int(own["labels"].sum()), str(own["date"].max())
-    if there < max(deploy.min_labels, had * (2 if looked else 1)) or not _rested(day, last, WEEK):
+    need = 2 * had if looked else min(had, ENOUGH * deploy.min_labels)
+    if there < max(deploy.min_labels, need) or not _rested(day, last, WEEK):
         return None
     reason = f"{there} labels have come since; the last look ({latest['key']}) had {had}."
     return Request(f"{champion}:{day}", tuple(sorted(own["date"].astype(str))), reason)
