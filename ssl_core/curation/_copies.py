@@ -26,6 +26,7 @@ BLOCK = 256  # rows compared with a cell at a time: bounds the pairs held where 
 DOUBTFUL_HAMMING = 18  # bits of 64 up to which pixels are compared
 FAR = 0.2  # down to so much below ``floor`` pixels may decide ...
 SURER = 0.75  # ... if they lack so much less to 1
+DENSE = 8  # of a block's pairs 1 in so many: then all cosines are computed at once
 NEIGHBOURS = 8  # doubtful partners per row and cell, the most similar: bounds time on dense data
 NONE = np.empty((0, 2), dtype=np.int64)
 # Small pictures of some rows, uint8: (n,) -> (n, 3, SIDE, SIDE)
@@ -71,8 +72,15 @@ def find(rows: Rows, limits: Limits, look: Look | None, seed: int) -> Pairs:
         sure.append(forest(clear))
         doubtful.append(unclear)
     if look is not None:
-        sure.append(_confirmed(np.unique(np.concatenate(doubtful), axis=0), rows, limits, look))
+        sure.append(_confirmed(_distinct(np.concatenate(doubtful)), rows, limits, look))
     return np.concatenate(sure)
+
+
+def _distinct(pairs: Pairs) -> Pairs:
+    """Each pair once, ascending."""
+    base = int(pairs.max(initial=0)) + 1
+    found: Pairs = np.stack(np.divmod(np.unique(pairs[:, 0] * base + pairs[:, 1]), base), axis=1)
+    return found
 
 
 def forest(pairs: Pairs) -> Pairs:
@@ -111,16 +119,23 @@ def _candidates(
     """
     least = np.float32(min(limits.cosine, limits.floor - FAR) if look else limits.cosine)
     for cell in cells(rows.unit, seed):
-        for first, second in _blocks(cell[stands[cell]], rows.side):
-            alike = _alike(rows.bits[first, None], rows.bits[second], limits, look)  # (B, n)
-            if rows.side is None:  # second begins with first: each pair once
-                alike[:, : len(first)][np.tri(len(first), dtype=bool)] = False
-            cosines = rows.unit[first] @ rows.unit[second].T  # (B, n)
-            alike &= cosines >= least
-            flat = np.flatnonzero(alike)
-            i, j = np.divmod(flat, len(second))
-            close = cosines.ravel()[flat]
-            yield _sorted_out(first[i], second[j], close, rows.bits, limits, look)
+        for one, other in _blocks(cell[stands[cell]], rows):
+            alike = _alike(one.bits[:, None], other.bits, limits, look)  # (B, n)
+            if rows.side is None:  # the other begins with the one: each pair once
+                alike[:, : len(one.at)][np.tri(len(one.at), dtype=bool)] = False
+            i, j, close = _cosines(one.unit, other.unit, alike)
+            near = close >= least
+            pair = one.at[i[near]], other.at[j[near]]
+            yield _sorted_out(*pair, close[near], rows.bits, limits, look)
+
+
+def _cosines(one: Array, other: Array, wanted: NDArray[np.bool_]) -> tuple[Ints, Ints, Array]:
+    """Rows, columns and cosines where ``wanted`` (B, n): of pairs, or of all if these are many."""
+    flat = np.flatnonzero(wanted)
+    i, j = np.divmod(flat, wanted.shape[1])
+    if len(flat) * DENSE > wanted.size:
+        return i, j, (one @ other.T).ravel()[flat]
+    return i, j, np.einsum("pd,pd->p", one[i], other[j])
 
 
 def _alike(a: Bits, b: Bits, limits: Limits, look: bool) -> NDArray[np.bool_]:
@@ -134,14 +149,34 @@ def _alike(a: Bits, b: Bits, limits: Limits, look: bool) -> NDArray[np.bool_]:
     return near
 
 
-def _blocks(cell: Ints, side: NDArray[np.bool_] | None) -> Iterator[tuple[Ints, Ints]]:
-    """Rows to compare with each other: (B,), (n,)."""
-    if side is None:
-        yield from ((cell[k : k + BLOCK], cell[k:]) for k in range(0, len(cell), BLOCK))
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a cell, with what is compared of them."""
+
+    at: Ints
+    unit: Array
+    bits: Bits
+
+    def from_to(self, start: int, end: int | None) -> _Part:
+        """Neighbouring rows, not copied."""
+        return _Part(self.at[start:end], self.unit[start:end], self.bits[start:end])
+
+
+def _blocks(cell: Ints, rows: Rows) -> Iterator[tuple[_Part, _Part]]:
+    """Rows to compare with each other, (B,) and (n,); each row of the cell is fetched once."""
+
+    def part(at: Ints) -> _Part:
+        return _Part(at, rows.unit[at], rows.bits[at])
+
+    if rows.side is None:
+        whole = part(cell)
+        for k in range(0, len(cell), BLOCK):
+            yield whole.from_to(k, k + BLOCK), whole.from_to(k, None)
         return
-    one, other = cell[side[cell]], cell[~side[cell]]
-    if len(other):
-        yield from ((one[k : k + BLOCK], other) for k in range(0, len(one), BLOCK))
+    one, other = part(cell[rows.side[cell]]), part(cell[~rows.side[cell]])
+    if len(other.at):
+        for k in range(0, len(one.at), BLOCK):
+            yield one.from_to(k, k + BLOCK), other
 
 
 def _sorted_out(
@@ -182,15 +217,14 @@ def _confirmed(pairs: Pairs, rows: Rows, limits: Limits, look: Look) -> Pairs:
         return NONE
     nodes, local = np.unique(pairs, return_inverse=True)
     pictures, (a, b) = look(nodes), local.reshape(-1, 2).T
-    agreed = [
-        _pixels.agreement(
-            pictures[a[s]],
-            np.where(turned[s, None, None, None], pictures[b[s]][..., ::-1], pictures[b[s]]),
-        )
-        >= _needed(pairs[s], rows.unit, limits)
-        for s in (slice(k, k + _pixels.BATCH) for k in range(0, len(pairs), _pixels.BATCH))
-    ]
-    found: Pairs = pairs[np.concatenate(agreed)]
+    hope = np.flatnonzero(_pixels.hopeful(pictures, a, b, turned))
+    agreed = [np.empty(0, dtype=bool)]
+    for start in range(0, len(hope), _pixels.BATCH):
+        at = hope[start : start + _pixels.BATCH]
+        second = _pixels.mirrored(pictures[b[at]], turned[at])
+        score = _pixels.agreement(pictures[a[at]], second)
+        agreed.append(score >= _needed(pairs[at], rows.unit, limits))
+    found: Pairs = pairs[hope[np.concatenate(agreed)]]
     return found
 
 

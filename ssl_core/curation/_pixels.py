@@ -25,6 +25,7 @@ WINDOW = 5  # pixels
 BATCH = 1024  # pairs
 ROUNDS = 6
 REACH = 0.2  # of half a side: how far the overlay may move, and its scale change
+SLACK = 0.01  # of rounding, in ``hopeful``
 # A pair whose correlation is no better after so many rounds is given up, and gets 0. Of true copies
 # (benchmarks/duplicates.py) one in a hundred begins below 0.7.
 HOPELESS = {0: 0.6, 1: 0.7, 3: 0.8, ROUNDS: 0.85}
@@ -34,6 +35,37 @@ def thumbnail(pixels: Pixels) -> Pixels:
     """Stretched to a small square, as the pHash does: (H, W, 3) -> (3, SIDE, SIDE)."""
     small = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.asarray(small).transpose(2, 0, 1)
+
+
+def mirrored(pictures: Pixels, turned: NDArray[np.bool_]) -> Pixels:
+    """The pictures (P, 3, S, S), those of a mask (P,) from left to right; changes ``pictures``."""
+    pictures[turned] = pictures[turned][..., ::-1]
+    return pictures
+
+
+def hopeful(
+    pictures: Pixels, first: NDArray[np.int64], second: NDArray[np.int64], turned: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which pairs of pictures (N, 3, S, S) :func:`agreement` would not give up at once: (P,).
+
+    Most doubtful pairs look nothing like each other, and this asks for one product a pair: the
+    moments of a picture are the same in all its pairs.
+    """
+    flat = pictures.reshape(len(pictures), -1)
+    mean, norm = np.empty(len(flat), np.float32), np.empty(len(flat), np.float32)
+    for start in range(0, len(flat), BATCH):
+        x = flat[start : start + BATCH].astype(np.float32)
+        mean[start : start + BATCH] = x.mean(1)
+        norm[start : start + BATCH] = np.linalg.norm(x - x.mean(1, keepdims=True), axis=1)
+    found = np.empty(len(first), dtype=bool)
+    for start in range(0, len(first), BATCH):
+        s = slice(start, start + BATCH)
+        a, b = first[s], second[s]
+        theirs = mirrored(pictures[b], turned[s]).reshape(len(b), -1)  # (B, 3, S, S) -> (B, 3*S*S)
+        product = np.einsum("pk,pk->p", flat[a].astype(np.float32), theirs.astype(np.float32))
+        covariance = product - flat.shape[1] * mean[a] * mean[b]
+        found[s] = covariance > (HOPELESS[0] - SLACK) * norm[a] * norm[b]
+    return found
 
 
 def agreement(first: Pixels, second: Pixels) -> Array:
