@@ -11,14 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..types import Array
-from ._vectors import Ints, assign, kmeans, members
+from ._vectors import BLOCK, Ints, assign, kmeans, members
 
 EXACT_UP_TO = 8192  # rows: one cell, all pairs
 CELL = 512  # rows per centre on average
 HOMES = 2
 CROWDED = 4  # times CELL: a larger cell is divided once more
-PROBES = 8  # coarse cells searched for the nearest centres
-BLOCK = 4096  # rows compared with them at a time
+PROBES = 8  # coarse lists searched for the nearest centres
 SAMPLE, LEAST = 64, 8192  # rows per centre that the centres are learnt from, and in all
 
 
@@ -69,29 +68,15 @@ def _centres(unit: Array, count: int, seed: int) -> tuple[Array, Array]:
 
 
 def _homes(unit: Array, coarse: Array, centres: Array, count: int) -> Ints:
-    """The nearest centres of each row, as good as always: (N, D) -> (N, count).
+    """The nearest centres of each row, as good as always: (N, D) -> (N, count)."""
+    import faiss
 
-    Rows of one coarse cell are compared with the centres of the ``PROBES`` coarse cells nearest to
-    it: a matrix product for each cell, where an inverted file would go row by row.
-    """
-    of_coarse = members(assign(centres, coarse), len(coarse))
-    near = np.argsort(-(coarse @ coarse.T), axis=1)[:, :PROBES]  # (K, PROBES)
+    quantiser = faiss.IndexFlatIP(unit.shape[1])
+    quantiser.add(coarse)
+    index = faiss.IndexIVFFlat(quantiser, unit.shape[1], len(coarse), faiss.METRIC_INNER_PRODUCT)
+    index.add(centres)
+    index.nprobe = min(PROBES, len(coarse))
     homes = np.empty((len(unit), count), dtype=np.int64)
-    for k, rows in enumerate(members(assign(unit, coarse), len(coarse))):
-        listed = np.sort(np.concatenate([of_coarse[j] for j in near[k]]))
-        for start in range(0, len(rows), BLOCK):
-            part = rows[start : start + BLOCK]
-            homes[part] = listed[_best(unit[part] @ centres[listed].T, count)]
-    return homes
-
-
-def _best(similar: Array, count: int) -> Ints:
-    """Columns of the largest values, the last one repeated if there are too few.
-
-    (B, n) -> (B, count). Changes ``similar``.
-    """
-    row, found = np.arange(len(similar)), []
-    for _ in range(min(count, similar.shape[1])):
-        found.append(similar.argmax(axis=1))
-        similar[row, found[-1]] = -np.inf
-    return np.stack(found + [found[-1]] * (count - len(found)), axis=1)
+    for start in range(0, len(unit), BLOCK):
+        homes[start : start + BLOCK] = index.search(unit[start : start + BLOCK], count)[1]
+    return np.where(homes >= 0, homes, homes[:, :1])  # too few centres probed: one home
