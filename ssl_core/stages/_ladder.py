@@ -250,6 +250,7 @@ def context_of(
     feed: tuple[Mapping[str, Any], ...],
     evidence: _judge.Evidence,
     work: Path,
+    finishes: bool = False,
 ) -> Context:
     """Measure the loss and the time of one image, and put together what rungs may know."""
     learn, seen = images
@@ -257,20 +258,23 @@ def context_of(
     table, found = evidence.table, evidence.features
     seconds = (time.monotonic() - began) / max(1, len(table))
     folder = registry.path(paths.registry, model.id)
-    base = Context(
-        model, folder, learn, paths.shards, seen, feed, _common.Loss(0, 0, 0, 0), seconds, work
-    )
+    none = _common.Loss(0, 0, 0, 0)
+    base = Context(model, folder, learn, paths.shards, seen, feed, none, seconds, work, finishes)
     return replace(base, loss=_loss(cfg, base, evidence, found))
 
 
 def _loss(cfg: Config, base: Context, evidence: _judge.Evidence, own: Array) -> _common.Loss:
-    """The champion on all fresh labels, those to learn from too, beside the old images."""
+    """The champion on all fresh labels, those to learn from too, beside the old images.
+
+    To finish a repair, old are those from before it alone: its own days had not been won back.
+    """
     learn = base.fresh.at((base.fresh.labels != "") & ~base.fresh.earlier)
     more = _common.features(base.champion.encoder, learn, base.colour)
     table, head, metric = evidence.table, base.champion.head, cfg.repair.metric
-    new = (table["part"] == "new").to_numpy()
+    part = table["part"].to_numpy(str)
+    new, before = part == "new", part == "old" if base.finishes else part != "new"
     label, group = table["label"].to_numpy(str), table["group"].to_numpy(str)
     fresh = _judge.score(head, np.r_[own[new], more], np.r_[label[new], learn.labels], metric)
-    old = _judge.score(head, own[~new], label[~new], metric)
+    old = _judge.score(head, own[before], label[before], metric)
     groups = np.r_[group[new], learn.groups]
-    return _judge.loss(fresh, groups, old, group[~new], cfg.promote.bootstrap, cfg.seed)
+    return _judge.loss(fresh, groups, old, group[before], cfg.promote.bootstrap, cfg.seed)

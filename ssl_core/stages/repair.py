@@ -12,7 +12,6 @@ start.json, each rung's result, the registry's model, its log, the champion, dec
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -150,8 +149,8 @@ def _case(cfg: Config, paths: Paths, start: dict[str, Any]) -> tuple[Case, dict[
     evidence = _judge.Evidence(model, fresh.judge, paths.shards, seen)
     work = paths.runs / "repair" / digest
     feed = _evidence.feed(paths, start["dates"])
-    context = _ladder.context_of(cfg, paths, model, (fresh.learn, seen), feed, evidence, work)
-    context = replace(context, finishes=start.get("finishes", False))
+    finishes, images = start.get("finishes", False), (fresh.learn, seen)
+    context = _ladder.context_of(cfg, paths, model, images, feed, evidence, work, finishes)
     level = level_of(cfg, start["attempt"])
     case = Case(cfg, paths, tuple(start["dates"]), context, evidence, level, work)
     return case, {"inputs": inputs, "config_sha256": sha256_json(settings), "counts": fresh.counts}
