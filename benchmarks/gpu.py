@@ -76,6 +76,7 @@ def config(case: str, steps: int) -> Any:
         "crop_size": 224,
         "batch_size": 256,
         "checkpoint_steps": 50,
+        "compile": "on",  # as auto does in a long run
     } | CASES[case]
     is_vit = str(section["backbone"]).startswith("vit")
     section["backbone_args"] = {"img_size": 224, "dynamic_img_size": True} if is_vit else {}

@@ -14,11 +14,13 @@ from .errors import HeadwaterError
 from .models import Encoder
 
 BACKEND = "inductor"
+PAYS = 2000  # steps: on an H100 a ViT-S pays after 250, a ResNet-50 after 2,300 (results/gpu.json)
 VARIANTS = 64  # of sizes, modes and kinds of module that may be compiled
 
 
-def wanted(choice: str, parallel: str, device: torch.device) -> bool:
-    """Whether to compile; ``auto``: on a GPU with Triton, where a step is bound by small kernels.
+def wanted(choice: str, parallel: str, device: torch.device, steps: int) -> bool:
+    """Whether to compile; ``auto``: a run long enough to pay for it, on a GPU with Triton, where a
+    step is bound by small kernels.
 
     Raises:
         HeadwaterError: asked for together with FSDP, whose hooks it is not tested with.
@@ -28,7 +30,7 @@ def wanted(choice: str, parallel: str, device: torch.device) -> bool:
         raise HeadwaterError("pretrain.compile on", rule, "set pretrain.compile: off")
     if choice != "auto":
         return choice == "on"
-    if device.type != "cuda" or parallel == "fsdp":
+    if device.type != "cuda" or parallel == "fsdp" or steps < PAYS:
         return False
     from torch.utils._triton import has_triton
 

@@ -230,7 +230,7 @@ class Pretrain(Section):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     # Crops of several sizes go through a ViT in one pass, without padding. auto: on a GPU.
     packing: Literal["auto", "on", "off"] = "auto"
-    # torch.compile of a ViT's blocks and a CNN's stages. auto: on a GPU (benchmarks/README.md).
+    # torch.compile of a ViT's blocks and a CNN's stages. auto: on a GPU, if the run is long.
     compile: Literal["auto", "on", "off"] = "auto"
     # Each block of a ViT is computed again for its gradient: less memory, a third more time.
     activation_checkpointing: bool = False

@@ -176,7 +176,7 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
     steps = max(1, round(p.epochs * len(reader) / batch))
     method = plugin.Method(encoder, chosen, Task(p.crop_size, steps, len(reader.classes)))
     peak = (chosen.lr if p.lr is None else p.lr) * batch / 256
-    model, optimizer = _place(method, plugin, p, chosen, peak)
+    model, optimizer = _place(method, plugin, p, chosen, peak, steps)
     run = Run(
         cfg=cfg,
         work=work,
@@ -202,7 +202,7 @@ def build(cfg: Config, shards: Path, work: Path) -> Run:
 
 
 def _place(
-    method: nn.Module, plugin: ModuleType, p: Pretrain, chosen: Any, peak: float
+    method: nn.Module, plugin: ModuleType, p: Pretrain, chosen: Any, peak: float, steps: int
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Put the method onto its device, laid out over the ranks; what to call, and its optimiser."""
     encoder: models.Encoder = method.encoder  # type: ignore[assignment]
@@ -218,7 +218,7 @@ def _place(
     method.to(device(), memory_format=form)  # type: ignore[call-overload]
     if device().type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(method)  # children in place
-    if compilation.wanted(p.compile, p.parallel, device()):
+    if compilation.wanted(p.compile, p.parallel, device(), steps):
         compilation.apply(method, device())
     model = distribute.wrap(method, p.parallel, device())
     decay = chosen.weight_decay if p.weight_decay is None else p.weight_decay

@@ -157,9 +157,10 @@ def test_no_compiler_is_said_at_the_start(tmp_path: Path, monkeypatch: pytest.Mo
 def test_what_is_compiled_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     for there in (True, False):
         monkeypatch.setattr("torch.utils._triton.has_triton", lambda there=there: there)
-        assert compilation.wanted("auto", "ddp", torch.device("cuda")) is there
-        assert not compilation.wanted("auto", "ddp", CPU)
-    assert not compilation.wanted("off", "ddp", torch.device("cuda"))
-    assert compilation.wanted("on", "ddp", CPU)
+        assert compilation.wanted("auto", "ddp", torch.device("cuda"), compilation.PAYS) is there
+        assert not compilation.wanted("auto", "ddp", torch.device("cuda"), compilation.PAYS - 1)
+        assert not compilation.wanted("auto", "ddp", CPU, compilation.PAYS)
+    assert not compilation.wanted("off", "ddp", torch.device("cuda"), compilation.PAYS)
+    assert compilation.wanted("on", "ddp", CPU, 1)
     with pytest.raises(HeadwaterError, match=r"set pretrain.compile: off"):
-        compilation.wanted("on", "fsdp", CPU)
+        compilation.wanted("on", "fsdp", CPU, 1)
