@@ -87,6 +87,8 @@ def assign_split(frame: pd.DataFrame, fraction: float) -> list[str]:
     duplicates = frame["dup_group"].where(frame["dup_group"] >= 0)
     pairs = [same(frame["group"]), same(frame["sha256"]), same(duplicates)]
     roots = components(len(frame), np.concatenate(pairs))
-    least = frame["group"].groupby(roots).transform("min")
-    side = {g: "test" if is_test(str(g), fraction) else "train" for g in least.unique()}
-    return [side[g] for g in least]
+    names = frame["group"].groupby(roots).min().tolist()  # in the order of roots
+    code = np.unique(roots, return_inverse=True)[1]
+    sides = np.array(["test" if is_test(str(name), fraction) else "train" for name in names])
+    found: list[str] = sides[code].tolist()
+    return found
