@@ -168,8 +168,8 @@ class Context:
 
     ``seen``: what the champion trained on (sha256, group); ``feed``: what monitoring says of each
     day's input; ``seconds``: measured time of one image through the champion's encoder; ``work``:
-    a folder of this repair and rung, for what may be interrupted; ``finishes``: no new harm, but
-    labels enough to finish the repair that made the champion.
+    a folder of this repair and rung, for what may be interrupted; ``finishes``: no new harm,
+    but labels enough to finish the repair that made the champion; the "first" or a "later" look.
     """
 
     champion: Model
@@ -181,7 +181,7 @@ class Context:
     loss: Loss
     seconds: float
     work: Path
-    finishes: bool = False
+    finishes: str = ""
 
     @property
     def colour(self) -> tuple[models.Colour, models.Colour]:

@@ -14,9 +14,13 @@ def cost(ctx: Context, cfg: Config) -> float:
 
 
 def propose(ctx: Context, cfg: Config) -> Answer:
-    """Stop unless the interval of the loss lies wholly above ``deploy.min_drop``, or above 0 where
-    a repair is to be finished: that the model does harm was proven once.
+    """Stop unless the interval of the loss lies wholly above ``deploy.min_drop``.
+
+    The model does harm, that was proven once, where a repair is to be finished: the first look at
+    it goes on as long as a gain can be proven, later ones if any loss is proven.
     """
+    if ctx.finishes == "first":
+        return Skip("A repair is to be finished: with as many labels again more may be won back.")
     found, limit = ctx.loss, 0.0 if ctx.finishes else cfg.deploy.min_drop
     rule = "any counts, to finish a repair" if ctx.finishes else f"deploy.min_drop {limit:.1%}"
     text = (

@@ -250,7 +250,7 @@ def context_of(
     feed: tuple[Mapping[str, Any], ...],
     evidence: _judge.Evidence,
     work: Path,
-    finishes: bool = False,
+    finishes: str = "",
 ) -> Context:
     """Measure the loss and the time of one image, and put together what rungs may know."""
     learn, seen = images

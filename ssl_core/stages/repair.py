@@ -110,10 +110,15 @@ def _start(cfg: Config, paths: Paths, dates: list[str], key: str) -> dict[str, A
     return start
 
 
-def _finishes(paths: Paths, dates: list[str], champion: str) -> bool:
-    """Whether this goes on with the repair that made the champion: no new harm was proven."""
+def _finishes(paths: Paths, dates: list[str], champion: str) -> str:
+    """Whether this goes on with the repair that made the champion: no new harm was proven.
+
+    "first": it was not looked at since, "later": it was; "": it is another matter.
+    """
     made = any(trigger.made_by(d, champion) for d in history(paths))
-    return made and not _evidence.harmed(paths, dates)
+    if not made or _evidence.harmed(paths, dates):
+        return ""
+    return "later" if any(d["champion"] == champion for d in history(paths)) else "first"
 
 
 def resting(cfg: Config, paths: Paths, day: str) -> str | None:
@@ -149,7 +154,7 @@ def _case(cfg: Config, paths: Paths, start: dict[str, Any]) -> tuple[Case, dict[
     evidence = _judge.Evidence(model, fresh.judge, paths.shards, seen)
     work = paths.runs / "repair" / digest
     feed = _evidence.feed(paths, start["dates"])
-    finishes, images = start.get("finishes", False), (fresh.learn, seen)
+    finishes, images = start.get("finishes", ""), (fresh.learn, seen)
     context = _ladder.context_of(cfg, paths, model, images, feed, evidence, work, finishes)
     level = level_of(cfg, start["attempt"])
     case = Case(cfg, paths, tuple(start["dates"]), context, evidence, level, work)
