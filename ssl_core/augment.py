@@ -63,19 +63,26 @@ def sent(drawn: list[Draws], device: torch.device) -> list[Draws]:
     """The same on a device, in one copy: many small ones would each wait for the GPU."""
     if device.type == "cpu":
         return drawn
-    columns = [(f.name, getattr(drawn[0], f.name)) for f in fields(Draws)]
-    rows = [
-        torch.cat([getattr(d, n).float().view(len(d.flip), -1) for n, _ in columns], 1)
-        for d in drawn
-    ]
-    whole = torch.stack(rows)  # (V, B, 13)
-    whole = (whole.pin_memory() if device.type == "cuda" else whole).to(device, non_blocking=True)
-    widths = [x.shape[1] if x.dim() > 1 else 1 for _, x in columns]
+    whole = packed(drawn)
+    whole = whole.pin_memory() if device.type == "cuda" else whole
+    return unpacked(whole.to(device, non_blocking=True), drawn[0])
+
+
+def packed(drawn: list[Draws]) -> Tensor:
+    """All choices of V views as one float32 tensor: (V, B, 13)."""
+    names = [field.name for field in fields(Draws)]
+    rows = ([getattr(d, n).float().view(len(d.flip), -1) for n in names] for d in drawn)
+    return torch.stack([torch.cat(columns, 1) for columns in rows])
+
+
+def unpacked(whole: Tensor, like: Draws) -> list[Draws]:
+    """Back from (V, B, 13), in the shapes and types of ``like``."""
+    models = [getattr(like, field.name) for field in fields(Draws)]
+    widths = [x.shape[1] if x.dim() > 1 else 1 for x in models]
     found = []
     for view in whole:
-        parts = zip(view.split(widths, 1), columns, strict=True)  # (B, 13) -> (B, w) each
-        shaped = [part.view(-1, *x.shape[1:]).to(x.dtype) for part, (_, x) in parts]
-        found.append(Draws(*shaped))
+        parts = zip(view.split(widths, 1), models, strict=True)  # (B, 13) -> (B, w) each
+        found.append(Draws(*(part.view(-1, *x.shape[1:]).to(x.dtype) for part, x in parts)))
     return found
 
 

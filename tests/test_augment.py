@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -344,3 +345,14 @@ def test_other_channel_counts(channels: int) -> None:
     out = Augmenter([ALL], (0.5,) * channels, (0.2,) * channels)(images, seeded())[0]
     assert out.shape == (6, channels, 24, 24)
     assert out.isfinite().all()
+
+
+def test_choices_survive_the_one_copy_to_a_gpu() -> None:
+    view = View(16, (0.2, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), blur=0.5, solarise=0.5, grey=0.5)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [augment.draw(view, 8, (300, 257), generator) for _ in range(3)]
+    for ours, theirs in zip(augment.unpacked(augment.packed(drawn), drawn[0]), drawn, strict=True):
+        for field in dataclasses.fields(augment.Draws):
+            a, b = getattr(ours, field.name), getattr(theirs, field.name)
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)

@@ -34,6 +34,17 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     return tiny.write(tmp_path)
 
 
+@pytest.mark.parametrize(("gpus", "fits"), [(0, True), (1, False), (2, True), (4, True)])
+def test_no_two_ranks_share_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int, fits: bool) -> None:
+    monkeypatch.setattr(launch.torch.cuda, "device_count", lambda: gpus)
+    p = tiny.config(processes=2).pretrain
+    if fits:
+        launch.require_devices(p)
+        return
+    with pytest.raises(HeadwaterError, match=r"processes 2.*more than the GPUs.*\(1\)"):
+        launch.require_devices(p)
+
+
 def pretrain(*more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ssl_core", "pretrain", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

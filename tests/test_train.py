@@ -116,6 +116,17 @@ def test_nan_never_reaches_the_weights(
     assert all(torch.isfinite(t).all() for t in tensors)
 
 
+def test_a_step_beyond_the_gpus_memory_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+
+    monkeypatch.setattr(step, "take", take)
+    with pytest.raises(HeadwaterError, match=r"batch_size 8.*CUDA out of memory\).*accumulate"):
+        fit(tiny.config(), tiny.write(tmp_path), tmp_path / "work")
+
+
 def test_a_bad_batch_leaves_batch_norm_alone(
     sharded: tuple[Config, Paths], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
