@@ -113,12 +113,15 @@ def _start(cfg: Config, paths: Paths, dates: list[str], key: str) -> dict[str, A
 def _finishes(paths: Paths, dates: list[str], champion: str) -> str:
     """Whether this goes on with the repair that made the champion: no new harm was proven.
 
-    "first": it was not looked at since, "later": it was; "": it is another matter.
+    "first": a rung made it and it was not looked at since; "later": it was, or the whole chain made
+    it, which is the strongest there is; "": it is another matter.
     """
-    made = any(trigger.made_by(d, champion) for d in history(paths))
-    if not made or _evidence.harmed(paths, dates):
+    past = history(paths)
+    if not any(trigger.made_by(d, champion) for d in past) or _evidence.harmed(paths, dates):
         return ""
-    return "later" if any(d["champion"] == champion for d in history(paths)) else "first"
+    by_rung = any(d.get("candidate") == champion for d in past)
+    looked = any(d["champion"] == champion for d in past)
+    return "first" if by_rung and not looked else "later"
 
 
 def resting(cfg: Config, paths: Paths, day: str) -> str | None:
