@@ -10,6 +10,7 @@ import imagehash
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from test_curation import drawing, frame_of
 
@@ -320,3 +321,20 @@ def test_trace_says_which_step_dropped_an_image_why_and_for_which(tmp_path: Any)
     assert found["curation"][0]["dup_of"] == lost["dup_of"]
     line = f"dropped (leak: copy of a test image), for {lost['dup_of'][:12]}, split train"
     assert line in trace.text(found)
+
+
+def test_pictures_are_ruled_out_by_the_same_rule_as_pair_by_pair() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (6, 3, 24, 24))
+    faint = 200 + rng.integers(0, 3, (2, 3, 24, 24))  # hardly any contrast
+    mixed = [base * w + rng.integers(0, 256, base.shape) * (1 - w) for w in (1.0, 0.7, 0.5, 0.3)]
+    pictures = np.concatenate([*mixed, faint, faint]).astype(np.uint8)
+    a, b = (x.ravel() for x in np.indices((len(pictures), len(pictures))))
+    turned = rng.random(len(a)) < 0.3
+    second = _pixels.mirrored(pictures[b], turned)
+    floats = (torch.from_numpy(x.astype(np.float64) / 255) for x in (pictures[a], second))
+    exact = _pixels._as_they_lie(*floats).numpy() > _pixels.HOPELESS[0]
+    found = _pixels.hopeful(pictures, a, b, turned)
+    assert not (exact & ~found).any()
+    assert (found & ~exact).sum() <= 1
+    assert 0.05 < exact.mean() < 0.5

@@ -25,7 +25,7 @@ WINDOW = 5  # pixels
 BATCH = 1024  # pairs
 ROUNDS = 6
 REACH = 0.2  # of half a side: how far the overlay may move, and its scale change
-SLACK = 0.01  # of rounding, in ``hopeful``
+ROUNDING = 2e-6  # of a sum of products in float32, relative to it
 # A pair whose correlation is no better after so many rounds is given up, and gets 0. Of true copies
 # (benchmarks/duplicates.py) one in a hundred begins below 0.7.
 HOPELESS = {0: 0.6, 1: 0.7, 3: 0.8, ROUNDS: 0.85}
@@ -63,8 +63,8 @@ def hopeful(
         a, b = first[s], second[s]
         theirs = mirrored(pictures[b], turned[s]).reshape(len(b), -1)  # (B, 3, S, S) -> (B, 3*S*S)
         product = np.einsum("pk,pk->p", flat[a].astype(np.float32), theirs.astype(np.float32))
-        covariance = product - flat.shape[1] * mean[a] * mean[b]
-        found[s] = covariance > (HOPELESS[0] - SLACK) * norm[a] * norm[b]
+        covariance = product * (1 + ROUNDING) - flat.shape[1] * mean[a] * mean[b]
+        found[s] = covariance > HOPELESS[0] * norm[a] * norm[b]
     return found
 
 
