@@ -333,7 +333,7 @@ def test_what_finishes_a_repair_may_win_back_less_and_by_the_same_rung(project: 
     assert "did not last" not in again["rungs"][1]["reason"]
     later = repair.run(cfg, project, ["2025-02-07"], "k")
     assert later["finishes"] == "later"
-    assert "any counts" in later["rungs"][0]["reason"]
+    assert "to finish a repair, promote.margin 3.0%" in later["rungs"][0]["reason"]
 
 
 def test_no_harm_no_repair(project: Paths) -> None:

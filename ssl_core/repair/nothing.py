@@ -16,17 +16,18 @@ def cost(ctx: Context, cfg: Config) -> float:
 def propose(ctx: Context, cfg: Config) -> Answer:
     """Stop unless the interval of the loss lies wholly above ``deploy.min_drop``.
 
-    The model does harm, that was proven once, where a repair is to be finished: the first look at
-    it goes on as long as a gain can be proven, later ones if any loss is proven.
+    Where a repair is to be finished, harm was proven once: the first look goes on as long as a
+    gain can be proven, later ones if more than ``promote.margin`` is lost, which the gate allows.
     """
     if ctx.finishes == "first":
         return Skip("A repair is to be finished: with as many labels again more may be won back.")
-    found, limit = ctx.loss, 0.0 if ctx.finishes else cfg.deploy.min_drop
-    rule = "any counts, to finish a repair" if ctx.finishes else f"deploy.min_drop {limit:.1%}"
+    found, limit, rule = ctx.loss, cfg.deploy.min_drop, "deploy.min_drop"
+    if ctx.finishes:
+        limit, rule = cfg.promote.margin, "to finish a repair, promote.margin"
     text = (
         f"{cfg.repair.metric} is {found.now:.1%} on {found.labels} fresh labels, "
         f"{found.reference:.1%} on the old held-out images; the interval of the loss begins at "
-        f"{-found.high:.1%} ({rule})"
+        f"{-found.high:.1%} ({rule} {limit:.1%})"
     )
     if found.high < -limit:
         return Skip(f"The loss is proven: {text}.")
