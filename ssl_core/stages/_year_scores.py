@@ -61,14 +61,16 @@ def row(case: Case, normal: Sequence[float], about: Scenario, margin: float) -> 
 
 
 def table(cases: Sequence[Case], about: Mapping[str, Scenario], margin: float) -> list[Row]:
-    """One row per case; ``recovered`` is the share of what policy never lost in that scenario."""
+    """One row per case; ``recovered`` is the share of what policy never lost in that scenario, if
+    that is more than one accuracy-week.
+    """
     whole = find(cases, "none", "never")
     normal = [w["accuracy"] for w in whole["weeks"]] if whole else []
     rows = [row(c, normal, about[c["scenario"]], margin) for c in cases]
     losses = {r["scenario"]: r["lost"] for r in rows if r["policy"] == "never"}
     for r in rows:
         all_ = losses[r["scenario"]]
-        can = about[r["scenario"]].mendable and about[r["scenario"]].onset and all_ > 0.5
+        can = about[r["scenario"]].mendable and about[r["scenario"]].onset and all_ > 1
         r["recovered"] = 1 - r["lost"] / all_ if can else None
     return rows
 
