@@ -34,6 +34,7 @@ ALONE = (
     "scaling.md",
     "security.md",
     "ui.md",
+    "year.md",
 )
 KINDS = {"bash", "python", "yaml", "text"}
 
