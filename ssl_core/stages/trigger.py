@@ -16,7 +16,7 @@ import pandas as pd
 from .. import registry
 from ..config import Config, Deploy, Paths
 
-WEEK = 7  # days of data that have to pass after a request that found nothing to mend
+WEEK = 7  # days of data between requests, where the cooldown does not hold
 ENOUGH = 10  # times deploy.min_labels: labels that tell what a repair has left
 
 
@@ -93,7 +93,6 @@ def unfinished(
     champion: str | None,
     repairs: Sequence[Mapping[str, Any]],
     last: str = "",
-    cooldown: int | None = None,
 ) -> Request | None:
     """A second look at what a repair could not finish with the labels there were, or None.
 
@@ -102,7 +101,6 @@ def unfinished(
 
     Args:
         repairs: decisions of ``repair.history``, oldest first.
-        cooldown: as in ``decide``.
     """
     if champion is None or not len(history) or not repairs:
         return None
@@ -114,8 +112,7 @@ def unfinished(
     had = latest["counts"]["learn_labels"] + latest["counts"]["judge"]
     there, day = int(own["labels"].sum()), str(own["date"].max())
     need = 2 * had if looked else min(had, ENOUGH * deploy.min_labels)
-    rest = deploy.cooldown_days if cooldown is None else cooldown
-    if there < max(deploy.min_labels, need) or not _rested(day, last, rest):
+    if there < max(deploy.min_labels, need) or not _rested(day, last, WEEK):
         return None
     reason = f"{there} labels have come since; the last look ({latest['key']}) had {had}."
     return Request(f"{champion}:{day}", tuple(sorted(own["date"].astype(str))), reason)
@@ -139,6 +136,4 @@ def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
             cooldown = min(WEEK, cooldown)
     history = monitor.history(paths)
     found = decide(cfg.deploy, history, champion, last, cooldown)
-    if found is not None:
-        return found
-    return unfinished(cfg.deploy, history, champion, repair.history(paths), last, cooldown)
+    return found or unfinished(cfg.deploy, history, champion, repair.history(paths), last)
