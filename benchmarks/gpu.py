@@ -71,7 +71,6 @@ def config(case: str, steps: int) -> Any:
 
     section = {
         "recipe": "paper",
-        "backbone_args": {},
         "image_size": SIDE,
         "crop_size": 224,
         "batch_size": 256,

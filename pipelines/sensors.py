@@ -24,14 +24,9 @@ def _config() -> Config:
     return load(ROOT / "params.yaml")
 
 
-def repair_key(request: trigger.Request) -> str:
-    """The request's key as the name of a folder."""
-    return request.key.replace(":", "-")
-
-
 def run_config(request: trigger.Request) -> dict:
     """Configuration of the repair job for one request."""
-    about = {"dates": list(request.dates), "key": repair_key(request)}
+    about = {"dates": list(request.dates), "key": request.repair_key}
     return {"ops": {"repair": {"config": about}}}
 
 
@@ -39,7 +34,7 @@ def run_key(cfg: Config, paths: Paths, request: trigger.Request) -> str:
     """The request's key; with the labels' digest where an earlier run waits for more of them."""
     from ssl_core.stages import repair
 
-    if not repair.waits(paths, repair_key(request)):
+    if not repair.waits(paths, request.repair_key):
         return request.key
     files = (ROOT / cfg.deploy.labels / f"{day}.csv" for day in request.dates)
     return f"{request.key}:{sha256_json([sha256_file(f) for f in files if f.exists()])[:12]}"
@@ -65,7 +60,7 @@ def retrain_on_harm(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg
         run_config=run_config(request),
         tags={"headwater/cause": request.key, "headwater/days": ",".join(request.dates)},
     )
-    return dg.SensorResult(run_requests=[run], cursor=request.key.rpartition(":")[2])
+    return dg.SensorResult(run_requests=[run], cursor=request.day)
 
 
 @dg.sensor(

@@ -15,7 +15,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ssl_core import compilation, job, models, plugins, step, train
 from ssl_core.errors import HeadwaterError
-from ssl_core.preemption import Preempted
 from ssl_core.progress import Reporter
 from ssl_core.types import Task
 
@@ -108,17 +107,8 @@ def test_a_compiled_run_stops_resumes_and_exports_as_any_other(
         return method
 
     whole = fit("whole").state_dict()
-    take = step.take
-
-    def stopping(run: job.Run, batches: Any, number: int) -> Any:
-        if number == 5:
-            raise Preempted(15)
-        return take(run, batches, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "take", stopping)
-        with pytest.raises(Preempted):
-            fit("cut")
+    with tiny.preempted(monkeypatch, at=5):
+        fit("cut")
     again = fit("cut").state_dict()
     assert all(torch.equal(again[k], v) for k, v in whole.items())
     assert counter.frame_count > 0

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ssl_core import embed, feed, job, models, plugins, step, telemetry, train
 from ssl_core.errors import HeadwaterError
-from ssl_core.preemption import Preempted
 from ssl_core.progress import Reporter
 from ssl_core.reader import ShardReader
 from ssl_core.types import Task
@@ -143,17 +142,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     tiny.write(tmp_path)
     settings = {"epochs": 1, "checkpoint_steps": 3, "compile": "off", "precision": "bf16"}
     whole = fit(tmp_path, "whole", **settings)
-    take = step.take
-
-    def stopping(run: job.Run, batches: Any, number: int) -> Any:
-        if number == 5:
-            raise Preempted(15)
-        return take(run, batches, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(step, "take", stopping)
-        with pytest.raises(Preempted):
-            fit(tmp_path, "stopped", **settings)
+    with tiny.preempted(monkeypatch, at=5):
+        fit(tmp_path, "stopped", **settings)
     again = fit(tmp_path, "stopped", **settings)
     for key, value in whole.items():  # some kernels add up in any order
         torch.testing.assert_close(again[key], value, rtol=1e-3, atol=1e-4, msg=key)

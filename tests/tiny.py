@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from ssl_core import shards
+from ssl_core import job, shards, step
 from ssl_core.artifacts import write_json
 from ssl_core.config import Config, Paths
+from ssl_core.preemption import Preempted
 
 VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 SIZES = {"hidden": 16, "out": 8}
@@ -55,3 +59,19 @@ def config(**pretrain: Any) -> Config:
         "augment": "device",
     }
     return Config.model_validate({"pretrain": section | pretrain})
+
+
+@contextlib.contextmanager
+def preempted(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[None]:
+    """A training within is preempted before step ``at``."""
+    take = step.take
+
+    def stopping(run: job.Run, batches: Any, number: int) -> Any:
+        if number == at:
+            raise Preempted(15)
+        return take(run, batches, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "take", stopping)
+        with pytest.raises(Preempted):
+            yield

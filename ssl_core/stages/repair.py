@@ -98,25 +98,24 @@ def _start(cfg: Config, paths: Paths, dates: list[str], key: str) -> dict[str, A
         value = "dates" if champion else str(paths.registry)
         rule = "are none" if champion else "has no champion"
         raise HeadwaterError(value, rule, "name the harmed days, or run `headwater promote`")
-    past = [d for d in history(paths) if d["champion"] == champion]
+    past = history(paths)
     start = {
         "key": key,
         "dates": sorted(set(dates)),
         "champion": champion,
-        "attempt": sum(d["looks"] > 0 for d in past) + 1,
-        "finishes": _finishes(paths, dates, champion),
+        "attempt": sum(d["champion"] == champion and d["looks"] > 0 for d in past) + 1,
+        "finishes": _finishes(paths, dates, champion, past),
     }
     write_json(file, start)
     return start
 
 
-def _finishes(paths: Paths, dates: list[str], champion: str) -> str:
+def _finishes(paths: Paths, dates: list[str], champion: str, past: list[dict[str, Any]]) -> str:
     """Whether this goes on with the repair that made the champion: no new harm was proven.
 
     "first": a rung made it and it was not looked at since; "later": it was, or the whole chain made
     it, which is the strongest there is; "": it is another matter.
     """
-    past = history(paths)
     if not any(trigger.made_by(d, champion) for d in past) or _evidence.harmed(paths, dates):
         return ""
     by_rung = any(d.get("candidate") == champion for d in past)

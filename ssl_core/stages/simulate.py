@@ -81,9 +81,9 @@ def ours(life: Life, week: int, touched: list[str]) -> None:
 
 
 def _mend(life: Life, week: int, request: trigger.Request) -> None:
-    life.asked = request.key.rpartition(":")[2]
+    life.asked = request.day
     with life.costs("repair"):
-        found = repair.run(life.cfg, life.paths, list(request.dates), request.key.replace(":", "-"))
+        found = repair.run(life.cfg, life.paths, list(request.dates), request.repair_key)
     rungs = {r["rung"]: f"{r['outcome']}: {r['reason']}" for r in found.get("rungs", [])}
     life.decisions.append({"week": week, "outcome": found["outcome"], "rungs": rungs})
     life.labels += _fresh_labels(found)

@@ -28,6 +28,16 @@ class Request:
     dates: tuple[str, ...]
     reason: str
 
+    @property
+    def day(self) -> str:
+        """The day that caused it: what ``last`` is for the next one."""
+        return self.key.rpartition(":")[2]
+
+    @property
+    def repair_key(self) -> str:
+        """The key as the name of the repair's folder."""
+        return self.key.replace(":", "-")
+
 
 def _began(changed: pd.DataFrame) -> str:
     """The day on which the change most likely began: evidence needs days to reach its threshold."""
