@@ -60,7 +60,7 @@ def tempered(sizes: Ints, target: int, temperature: float, rng: np.random.Genera
 
 def lottery(shas: pd.Series, seed: int) -> list[str]:
     """A ticket for each image that depends on its content and the seed alone."""
-    return [hashlib.sha256(f"balance:{seed}:{sha}".encode()).hexdigest() for sha in shas]
+    return [hashlib.sha256(f"balance:{seed}:{sha}".encode()).hexdigest() for sha in shas.tolist()]
 
 
 def cut(

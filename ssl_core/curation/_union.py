@@ -72,7 +72,8 @@ def drop(frame: pd.DataFrame, candidates: Mask, reason: str) -> pd.DataFrame:
 
 def is_test(group: str, fraction: float) -> bool:
     """The split's coin: depends on the group's name alone."""
-    draw = int(hashlib.sha256(f"split:{group}".encode()).hexdigest(), 16) % SPLIT_STEPS
+    digest = hashlib.sha256(f"split:{group}".encode()).digest()
+    draw = int.from_bytes(digest) % SPLIT_STEPS
     return draw / SPLIT_STEPS < fraction
 
 

@@ -34,7 +34,7 @@ def normalise(features: Array, rows: Ints | None = None) -> Array:
 
 def phash_bits(phashes: pd.Series) -> Bits:
     """16 hex characters each -> (N,) uint64."""
-    return np.array([int(p, 16) for p in phashes], dtype=np.uint64)
+    return np.frombuffer(bytes.fromhex("".join(phashes.tolist())), dtype=">u8").astype(np.uint64)
 
 
 def kmeans(

@@ -97,15 +97,17 @@ def looker(refs: pd.Series, root: Path, channels: int) -> Look:
 def curate(
     frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter, look: Look | None = None
 ) -> pd.DataFrame:
-    """Run the steps. The split is known to each of them and final after the last."""
-    frame["split"] = assign_split(frame, cfg.data.test_fraction)
+    """Run the steps: first those whose duplicate groups shape the split, then those that need it."""
+    split = False
     for name, step in load_steps(cfg.curate.steps):
         before = int(frame["keep"].sum())
+        if not split and getattr(step, "NEEDS_SPLIT", False):
+            frame["split"], split = assign_split(frame, cfg.data.test_fraction), True
         see = {"look": look} if getattr(step, "NEEDS_PIXELS", False) else {}
         frame = step.apply(frame, features, cfg.curate, cfg.seed, **see)
-        if not getattr(step, "NEEDS_SPLIT", False):  # its groups of duplicates shape the split
-            frame["split"] = assign_split(frame, cfg.data.test_fraction)
         report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
+    if not split:
+        frame["split"] = assign_split(frame, cfg.data.test_fraction)
     return synthesise.apart(frame)
 
 
