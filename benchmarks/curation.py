@@ -5,7 +5,8 @@ a process of its own with one thread, and growth is that of its CPU time: other 
 does not count. What caches and neighbours on the machine do to CPU time still does, so each case
 runs ``--repeats`` times, round after round, and the least time stands. Embeddings are
 64-dimensional, around 2,000 concepts of Zipf's shares; one in twenty images copies another (cosine
-about 0.98, some bits of its pHash), and one in fifty of these pHash by chance. ``all`` is the stage's own loop over all steps, with splits.
+about 0.98, some bits of its pHash), and one in fifty of these pHash by chance. ``all`` is the
+stage's own loop over all steps, with splits.
 """
 
 from __future__ import annotations

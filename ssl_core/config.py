@@ -480,7 +480,7 @@ class Simulate(Section):
         "evaluate": {"measures": ["linear"], "baselines": [], "bootstrap": 20},
         "promote": {"bootstrap": 500},
         "deploy": {"detectors": ["mmd"], "permutations": 99, "estimators": ["atc"]},
-        "repair": {"steps": 100, "ssl_epochs": 2},
+        "repair": {"steps": 200, "lr": 1e-3, "ssl_epochs": 2},
     }
 
 

@@ -50,6 +50,11 @@ class Classifier(nn.Module):
         return out
 
 
+def crops(side: int, least: float = 0.5, flip: float = 0.5) -> View:
+    """Crops of ``least`` of the image's area and more, with mild changes of colour."""
+    return View(side, (least, 1.0), flip=flip, jitter=(0.2, 0.2, 0.2, 0.0), jitter_p=0.5)
+
+
 def keep_statistics(net: nn.Module) -> None:
     """Batch norms normalise as in service until ``net.train()`` is called again."""
     for part in net.modules():
@@ -78,6 +83,7 @@ def fit(
     seed: int,
     colour: tuple[models.Colour, models.Colour] | None = None,
     keep: bool = False,
+    view: View | None = None,
 ) -> Classifier:
     """Train encoder and head on rows of ``source``; what needs no gradient stays as it is.
 
@@ -88,6 +94,7 @@ def fit(
         rows: what batches are drawn from; a row named twice is drawn twice as often.
         colour: mean and standard deviation of the encoder's inputs; None: our own encoders'.
         keep: batch norms use and keep their statistics, those that ``head`` was fitted with.
+        view: how images are cut for the encoder; None: :func:`crops`.
     """
     torch.manual_seed(seed)
     net = Classifier(encoder, *head).to(device()).train()
@@ -96,8 +103,8 @@ def fit(
     colour = colour or models.normalisation(source.channels)
     groups = parameter_groups(net, DECAY)
     optimizer = torch.optim.AdamW(groups, lr=budget.lr, fused=True)
-    view = View(source.side, (0.5, 1.0), jitter=(0.2, 0.2, 0.2, 0.0), jitter_p=0.5)
-    augment, rng = Augmenter([view], *colour), np.random.default_rng(seed)
+    augment = Augmenter([view or crops(source.side)], *colour)
+    rng = np.random.default_rng(seed)
     generator = torch.Generator(device()).manual_seed(seed)
     for step in range(budget.steps):
         drawn = rng.choice(rows, min(budget.batch_size, len(rows)), replace=False)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -220,6 +221,24 @@ def test_a_repair_is_looked_at_again_at_each_doubling() -> None:
         history = labelled("new", ("2025-01-08", 100), ("2025-01-15", there - 100))
         found = trigger.unfinished(Deploy(), history, "new", [REPAIR, look])
         assert (found is not None) == due
+
+
+@pytest.mark.parametrize(("accuracy", "due"), [(0.88, False), (0.86, True)])
+def test_a_look_is_spared_where_daily_accuracy_shows_no_loss(accuracy: float, due: bool) -> None:
+    history = labelled("new", ("2025-01-08", 100), ("2025-01-15", 300))
+    history = history.assign(accuracy=[0.9, (4 * accuracy - 0.9) / 3], reference=0.9)
+
+    def asked(*repairs: dict[str, Any]) -> bool:
+        return trigger.unfinished(Deploy(), history, "new", repairs, margin=0.03) is not None
+
+    loss = {"metric": "accuracy", "reference": 0.5}
+    chain = REPAIR | {"outcome": "full", "candidate": None, "loss": loss}
+    look = REPAIR | {"champion": "new", "candidate": None, "outcome": "nothing"}
+    look |= {"loss": loss | {"reference": 0.9}}
+    assert asked(chain) == due
+    assert asked(REPAIR, look) == due
+    assert asked(REPAIR | {"loss": loss})  # a rung's own reference had its loss in it
+    assert asked(REPAIR, look | {"loss": loss | {"metric": "brier", "reference": 0.0}})
 
 
 def test_a_day_with_a_broken_feed_does_not_count_as_labels() -> None:

@@ -391,6 +391,23 @@ def test_a_rung_that_fails_gives_way_to_the_next(project: Paths, monkeypatch: An
         assert registry.load(project.registry, done["candidate"])
 
 
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_fine_tuning_mirrors_only_what_pretraining_did(
+    project: Paths, monkeypatch: Any, flip: float
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fit(*_: Any, **given: Any) -> None:
+        seen.update(given)
+        raise HeadwaterError("x", "is enough", "y")
+
+    monkeypatch.setattr("ssl_core.finetune.fit", fit)
+    cfg = settings(repair__rungs=["lp_ft"], pretrain__options={"flip": flip})
+    repair.run(cfg, project, [DAY])
+    assert seen["view"].flip == flip
+    assert seen["keep"]
+
+
 def test_a_rejected_model_does_not_return(project: Paths) -> None:
     done = repair.run(CASE, project, [DAY], "first")
     registry.rollback(project.registry, "bad on phones")

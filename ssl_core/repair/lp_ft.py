@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import finetune
+from .. import finetune, job
 from ..config import Config
 from ..evaluate import linear
 from ..models import Encoder
+from ..types import View
 from ._common import TRAIN, Answer, Candidate, Context, calibrated, short, spared
 
 JUDGED = True
 BATCH = 32
+LEAST = 0.8  # of the image's area in a crop: the head is right on whole images, and stays so
 
 
 def cost(ctx: Context, cfg: Config) -> float:
@@ -22,11 +24,16 @@ def cost(ctx: Context, cfg: Config) -> float:
     return float(len(ctx.pool) + TRAIN * BATCH * cfg.repair.steps)
 
 
+def view(cfg: Config, side: int) -> View:
+    """Mild crops; mirrored as often as in pretraining, where a user may have ruled it out."""
+    return finetune.crops(side, LEAST, getattr(job.options(cfg.pretrain), "flip", 0.0))
+
+
 def tuned(ctx: Context, cfg: Config, encoder: Encoder) -> Candidate:
     """Train what of ``encoder`` wants gradients, from a head fitted to its frozen features.
 
-    Old images are in every batch with the fresh ones. A tenth of the groups takes no part: on
-    these the temperature is fitted.
+    Old images are in every batch with the fresh ones, and batch norms keep the statistics that the
+    head was fitted with. A tenth of the groups takes no part: on these the temperature is fitted.
     """
     pool, rows = ctx.pool, ctx.pool.rows(cfg.repair.mix)
     spare = spared(pool.groups[rows])
@@ -43,6 +50,8 @@ def tuned(ctx: Context, cfg: Config, encoder: Encoder) -> Candidate:
         finetune.Budget(cfg.repair.steps, BATCH, cfg.repair.lr),
         cfg.seed,
         ctx.colour,
+        keep=True,
+        view=view(cfg, pool.side),
     )
     weight, bias = (p.detach().cpu().numpy() for p in (net.head.weight, net.head.bias))
     head = replace(start, weight=weight, bias=bias)

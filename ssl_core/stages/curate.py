@@ -97,7 +97,7 @@ def looker(refs: pd.Series, root: Path, channels: int) -> Look:
 def curate(
     frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter, look: Look | None = None
 ) -> pd.DataFrame:
-    """Run the steps: first those whose duplicate groups shape the split, then those that need it."""
+    """Run the steps: those whose duplicate groups shape the split, then those that need it."""
     split = False
     for name, step in load_steps(cfg.curate.steps):
         before = int(frame["keep"].sum())

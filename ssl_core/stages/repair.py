@@ -12,6 +12,7 @@ start.json, each rung's result, the registry's model, its log, the champion, dec
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,9 @@ def _case(cfg: Config, paths: Paths, start: dict[str, Any]) -> tuple[Case, dict[
     context = _ladder.context_of(cfg, paths, model, images, feed, evidence, work, finishes)
     level = level_of(cfg, start["attempt"])
     case = Case(cfg, paths, tuple(start["dates"]), context, evidence, level, work)
-    return case, {"inputs": inputs, "config_sha256": sha256_json(settings), "counts": fresh.counts}
+    loss = {"metric": cfg.repair.metric, **asdict(context.loss)}
+    read = {"inputs": inputs, "config_sha256": sha256_json(settings), "counts": fresh.counts}
+    return case, {**read, "loss": loss}
 
 
 # ---- after the ladder --------------------------------------------------------------------------

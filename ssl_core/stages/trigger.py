@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from .. import registry
@@ -103,6 +104,7 @@ def unfinished(
     champion: str | None,
     repairs: Sequence[Mapping[str, Any]],
     last: str = "",
+    margin: float = -1.0,
 ) -> Request | None:
     """A second look at what a repair could not finish with the labels there were, or None.
 
@@ -111,6 +113,8 @@ def unfinished(
 
     Args:
         repairs: decisions of ``repair.history``, oldest first.
+        margin: loss of accuracy up to which the look would end at its first rung; it is spared
+            where the daily verdicts say so already.
     """
     if champion is None or not len(history) or not repairs:
         return None
@@ -124,8 +128,24 @@ def unfinished(
     need = 2 * had if looked else min(had, ENOUGH * deploy.min_labels)
     if there < max(deploy.min_labels, need) or not _rested(day, last, WEEK):
         return None
+    if _lost(own, latest, champion) <= margin:
+        return None
     reason = f"{there} labels have come since; the last look ({latest['key']}) had {had}."
     return Request(f"{champion}:{day}", tuple(sorted(own["date"].astype(str))), reason)
+
+
+def _lost(own: pd.DataFrame, latest: Mapping[str, Any], champion: str) -> float:
+    """The champion's loss on all its labels, or 1 where only a look can tell.
+
+    Beside the old images: as the latest look at it measured them, or, if the whole chain made it,
+    as its own reference has them. What a rung made is measured by no such reference.
+    """
+    loss = latest.get("loss", {})
+    if loss.get("metric") != "accuracy" or latest.get("candidate") == champion:
+        return 1.0
+    looked = latest["champion"] == champion
+    old = loss["reference"] if looked else own["reference"].iloc[-1]
+    return float(old - np.average(own["accuracy"], weights=own["labels"]))
 
 
 def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
@@ -146,4 +166,5 @@ def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
             cooldown = min(WEEK, cooldown)
     history = monitor.history(paths)
     found = decide(cfg.deploy, history, champion, last, cooldown)
-    return found or unfinished(cfg.deploy, history, champion, repair.history(paths), last)
+    done = repair.history(paths)
+    return found or unfinished(cfg.deploy, history, champion, done, last, cfg.promote.margin)
