@@ -1,7 +1,8 @@
 """Proof that one model is better than another: paired intervals over groups.
 
 Promoted is what is *proven* better (paired bootstrap over groups, lower end above zero) on all
-test images, or on a source the champion never trained on: the slice that retraining is to mend.
+test images, on a source the champion never trained on, or on images of deployment: the slices that
+retraining is to mend.
 Each such look can err, so the level is shared among them (Bonferroni). Refused is what is
 *proven* worse on a source the champion knew, by more than the margin at the point estimate. To
 prove the opposite, that the loss is below the margin, would take thousands of images per source.
@@ -17,6 +18,7 @@ import pandas as pd
 
 from .config import Promote
 from .evaluate import _common
+from .shards import DEPLOYMENT
 
 LEAST = 20  # groups below which a bootstrap interval proves nothing
 TAIL = 20  # draws that lie beyond an interval's end at least: else the end is noise
@@ -59,15 +61,19 @@ def compare(frame: pd.DataFrame, cfg: Promote, level: float, seed: int) -> Slice
 
 
 def compare_all(trial: Trial, cfg: Promote, seed: int) -> tuple[Slice, dict[str, Slice]]:
-    """The whole test split, and each source; ``new`` marks sources the champion never knew."""
+    """The whole test split, and each source.
+
+    ``new`` marks sources the champion never knew, ``gain`` those on which a gain is enough.
+    """
     sources = sorted(trial.frame["source"].unique())
     new = [s for s in sources if trial.known is not None and s not in trial.known]
-    shared = 1 - (1 - cfg.level) / (1 + len(new))  # Bonferroni over the looks at a gain
+    enough = {*new, DEPLOYMENT} & set(sources) if trial.known is not None else set()
+    shared = 1 - (1 - cfg.level) / (1 + len(enough))  # Bonferroni over the looks at a gain
     slices = {}
     for name in sources:
         part = trial.frame[trial.frame["source"] == name]
-        level = shared if name in new else cfg.level
-        slices[f"source:{name}"] = {**compare(part, cfg, level, seed), "new": name in new}
+        found = compare(part, cfg, shared if name in enough else cfg.level, seed)
+        slices[f"source:{name}"] = {**found, "new": name in new, "gain": name in enough}
     return compare(trial.frame, cfg, shared, seed), slices
 
 
@@ -101,7 +107,9 @@ def say(found: Slice) -> str:
 def judge(trial: Trial, whole: Slice, slices: dict[str, Slice], margin: float) -> tuple[bool, str]:
     """The rule, and a sentence that gives the numbers it rests on."""
     places = {"all test images": whole} | {
-        f"{k.partition(':')[2]}, new to the champion": s for k, s in slices.items() if s["new"]
+        f"{k.partition(':')[2]}{', new to the champion' * s['new']}": s
+        for k, s in slices.items()
+        if s["gain"]
     }
     gains = [f"{name} ({say(s)})" for name, s in places.items() if better(s)]
     harmed = [

@@ -24,8 +24,8 @@ from . import artifacts
 BLOCK = tarfile.BLOCKSIZE  # 512: a header, and the unit that data is padded to
 COLUMNS = ("split", "shard", "key", "ext", "offset", "size", "label", "group", "source")
 
-
 SYNTHETIC = "synthetic:"  # the source of images that no camera took; the generator follows
+DEPLOYMENT = "deployment"  # the source of images that came while a model served
 
 
 def synthetic(sources: pd.Series) -> NDArray[np.bool_]:

@@ -22,7 +22,7 @@ from ..evaluate._head import Head
 from ..finetune import Rows
 from ..reader import ShardReader
 from ..registry import Model
-from ..shards import synthetic
+from ..shards import DEPLOYMENT, synthetic
 from ..types import Array, Embeddings, Labels
 
 REPEAT = 8  # times a fresh image may stand for itself at most
@@ -118,7 +118,7 @@ class Pool:
         label = np.r_[told.to_numpy(str), fresh.labels]
         self.groups: Text = np.r_[old["group"].to_numpy(str), fresh.groups]
         self.sha256: Text = np.r_[old["key"].to_numpy(str), fresh.sha256]
-        self.sources: Text = np.r_[old["source"].to_numpy(str), np.full(len(fresh), "deployment")]
+        self.sources: Text = np.r_[old["source"].to_numpy(str), np.full(len(fresh), DEPLOYMENT)]
         self.classes = tuple(sorted(set(label) - {""}))
         self.labels: Labels = pd.Categorical(label, self.classes).codes.astype(np.int64)
         self.old = len(old)

@@ -18,6 +18,7 @@ from ..evaluate import _common
 from ..evaluate._head import Head
 from ..reader import ShardReader
 from ..registry import Model
+from ..shards import DEPLOYMENT
 from ..types import Array
 from ._common import Candidate, Images, Loss, Text, features
 
@@ -64,7 +65,7 @@ class Evidence:
             {
                 "sha256": self.fresh.sha256,
                 "group": self.fresh.groups,
-                "source": "deployment",
+                "source": DEPLOYMENT,
                 "label": self.fresh.labels,
                 "part": np.where(self.fresh.earlier, "earlier", "new"),
             }
@@ -84,12 +85,18 @@ class Evidence:
         return self.features_of(self.champion.encoder)
 
     def scored(self, candidate: Candidate, metric: str) -> tuple[pd.DataFrame, Array]:
-        """The table with ``correct`` (the candidate's score) and ``other``, and its features."""
+        """The table with each side's score (``correct``: the candidate's, ``other``) and answer
+        (``named``, ``other_named``), and the candidate's features.
+        """
         own = self.features if candidate.encoder is None else self.features_of(candidate.encoder)
-        label = self.table["label"].to_numpy(str)
-        ours = score(candidate.head, own, label, metric)
-        theirs = score(self.champion.head, self.features, label, metric)
-        return self.table.assign(correct=ours, other=theirs), own
+        label, champion = self.table["label"].to_numpy(str), self.champion.head
+        told = self.table.assign(
+            correct=score(candidate.head, own, label, metric),
+            other=score(champion, self.features, label, metric),
+            named=candidate.head.predict(own)[0],
+            other_named=champion.predict(self.features)[0],
+        )
+        return told, own
 
 
 def score(head: Head, features: Array, labels: Text, metric: str) -> Array:
@@ -126,12 +133,17 @@ def loss(scores: Array, groups: Text, old: Array, old_groups: Text, draws: int, 
 
 
 def slices(frame: pd.DataFrame, seen: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Parts with enough groups on which the candidate may not be proven worse."""
+    """Parts with enough groups on which the candidate may not be proven worse.
+
+    A class's part holds its images and all that either side takes for it. Its images alone would
+    protect a champion that names a class too often: any better model must name it less.
+    """
     new = frame["part"] == "new"
     masks = {f"old:{s}": (frame["source"] == s) & ~new for s in sorted(set(frame["source"][~new]))}
     known = frame["group"].isin(seen["group"])
     masks |= {"new:known groups": new & known, "new:unknown groups": new & ~known}
-    masks |= {f"class:{c}": frame["label"] == c for c in sorted(set(frame["label"]))}
+    said = frame[["label", "named", "other_named"]]
+    masks |= {f"class:{c}": (said == c).any(axis=1) for c in sorted(set(frame["label"]))}
     for name, mask in masks.items():
         part = frame[mask]
         if part["group"].nunique() >= gate.LEAST:

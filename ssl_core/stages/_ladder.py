@@ -23,6 +23,7 @@ from ..evaluate import _head
 from ..repair import _common, _judge
 from ..repair._common import Ask, Candidate, Context, Skip, Stop
 from ..report import model_card
+from ..shards import DEPLOYMENT
 from ..types import Array
 from ._entry import REFERENCE, with_groups
 from ._evidence import DAYS
@@ -83,12 +84,16 @@ def attempt(case: Case, name: str, spent: float) -> Row:
 
 
 def did_not_last(case: Case, name: str) -> str | None:
-    """Why a rung is too weak here, or None: it, or a stronger one, made the champion lately."""
+    """Why a rung is too weak here, or None: it, or a stronger one, made the champion lately, and
+    labels have not doubled since.
+    """
     rungs, card = list(case.cfg.repair.rungs), case.context.champion.card
     made, days = card.get("rung"), card.get(DAYS, [])
     if case.context.finishes or made not in rungs or not days:
         return None
     if rungs.index(name) > rungs.index(made):
+        return None
+    if case.context.loss.labels >= 2 * card.get("repaired_on", np.inf):
         return None
     since = (pd.Timestamp(max(case.dates)) - pd.Timestamp(max(days))).days
     return (
@@ -202,13 +207,14 @@ def card(
     new = frame[frame["part"] == "new"]
     return {
         **{k: v for k, v in old.items() if k not in ("id", "files")},
-        "sources": sorted({*old["sources"], "deployment"}),
+        "sources": sorted({*old["sources"], DEPLOYMENT}),
         "images": int(seen["sha256"].nunique()),
         "groups": int(seen["group"].nunique()),
         "classes": len(candidate.head.classes),
         "accuracy": {"value": float(np.mean(new["correct"])), "n": len(new)},
         "rung": name,
         "repaired_from": case.context.champion.id,
+        "repaired_on": case.context.loss.labels,
         DAYS: sorted({*old.get(DAYS, []), *case.dates}),
     }
 

@@ -209,7 +209,7 @@ class Life:
             for row in collect.rows_of(self.cfg, self.paths, date_of(w)).itertuples():
                 split = "test" if fraction(f"test:{row.group}") < TEST else "train"
                 data = (self.paths.root / str(row.ref)).read_bytes()
-                found.append(sample(split, data, str(row.label), str(row.group), collect.SOURCE))
+                found.append(sample(split, data, str(row.label), str(row.group), shards.DEPLOYMENT))
         return found
 
     def retrain(self, week: int, gated: bool = False) -> None:

@@ -14,10 +14,10 @@ from ..artifacts import atomic_dir, sha256_json
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..progress import Reporter
+from ..shards import DEPLOYMENT
 from ._days import partition, read_labels, read_predictions, relative
 
 COLUMNS = ["path", "label", "group", "source", "captured_at"]
-SOURCE = "deployment"
 
 
 def target(paths: Paths, key: str) -> Path:
@@ -61,7 +61,7 @@ def rows_of(cfg: Config, paths: Paths, date: str) -> pd.DataFrame:
             "path": date + "/" + inside,
             "label": inside.map(known["label"]).astype("str").fillna(""),
             "group": _groups(frame, inside.map(known["group"]).astype("str").fillna("")),
-            "source": SOURCE,
+            "source": DEPLOYMENT,
             "captured_at": date,
         }
     )

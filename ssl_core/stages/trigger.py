@@ -148,11 +148,29 @@ def _lost(own: pd.DataFrame, latest: Mapping[str, Any], champion: str) -> float:
     return float(old - np.average(own["accuracy"], weights=own["labels"]))
 
 
+def looked_at(
+    request: Request, history: pd.DataFrame, champion: str, repairs: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether the ladder was climbed for this champion with more than half of today's labels.
+
+    It would most likely end as before, so the number of climbs grows with the logarithm of time.
+    """
+    had = [
+        r["counts"]["learn_labels"] + r["counts"]["judge"]
+        for r in repairs
+        if r["champion"] == champion and r["looks"] > 0 and "counts" in r
+    ]
+    days = _own(history, champion)
+    labels = days.loc[days["date"].astype(str).isin(request.dates), "labels"].fillna(0).sum()
+    return bool(had) and labels < 2 * had[-1]
+
+
 def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
     """The request that the project's files call for now; ``last``: day of the latest one.
 
     A repair that could not begin, for want of labels, does not start the cooldown; one that
-    found the loss not proven yet is asked for again after a week.
+    found the loss not proven yet is asked for again after a week; one that found no better model,
+    when labels have doubled.
     """
     from . import monitor, repair  # here: sensors import this file, and these import torch
 
@@ -165,6 +183,7 @@ def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
         elif said is not None and said["outcome"] == "nothing":
             cooldown = min(WEEK, cooldown)
     history = monitor.history(paths)
-    found = decide(cfg.deploy, history, champion, last, cooldown)
-    done = repair.history(paths)
+    found, done = decide(cfg.deploy, history, champion, last, cooldown), repair.history(paths)
+    if found and champion and looked_at(found, history, champion, done):
+        return None
     return found or unfinished(cfg.deploy, history, champion, done, last, cfg.promote.margin)
