@@ -223,6 +223,16 @@ def test_a_repair_is_looked_at_again_at_each_doubling() -> None:
         assert (found is not None) == due
 
 
+@pytest.mark.parametrize(("labels", "known"), [(199, True), (200, False)])
+def test_harm_is_looked_at_again_when_labels_have_doubled(labels: int, known: bool) -> None:
+    history = labelled("m", ("2025-01-08", labels), ("2025-01-15", 50))
+    request = trigger.Request("m:2025-01-08", ("2025-01-08",), "harm")
+    climb = REPAIR | {"champion": "m", "outcome": "none", "candidate": None, "looks": 3}
+    assert trigger.looked_at(request, history, "m", [climb]) == known
+    assert not trigger.looked_at(request, history, "m", [climb | {"looks": 0}])
+    assert not trigger.looked_at(request, history, "m", [climb | {"champion": "other"}])
+
+
 @pytest.mark.parametrize(("accuracy", "due"), [(0.88, False), (0.86, True)])
 def test_a_look_is_spared_where_daily_accuracy_shows_no_loss(accuracy: float, due: bool) -> None:
     history = labelled("new", ("2025-01-08", 100), ("2025-01-15", 300))

@@ -85,6 +85,15 @@ def test_a_gain_on_one_known_source_is_not_enough() -> None:
     assert rule(frame, {"a", "b", "c"})[0] is False
 
 
+def test_a_gain_where_it_serves_is_enough_though_the_champion_learned_from_there() -> None:
+    gains = {"a": (-0.02, 400), "b": (-0.01, 400), "deployment": (0.2, 60)}
+    promoted, reason = rule(outcomes(**gains), {"a", "b", "deployment"})
+    assert promoted, reason
+    assert "on deployment (" in reason
+    gains = {"a": (0.15, 300), "deployment": (-0.08, 200)}
+    assert not rule(outcomes(**gains), {"a", "deployment"})[0]  # and a loss there forbids it
+
+
 def test_a_loss_on_a_known_source_forbids_it() -> None:
     promoted, reason = rule(outcomes(a=(0.15, 300), b=(-0.08, 200)), {"a", "b"})
     assert not promoted

@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from torch import nn
 from toy import ARGS, CFG, CLASSES, champion, deploy
 
-from ssl_core import models, plugins, registry
+from ssl_core import gate, models, plugins, registry
 from ssl_core.artifacts import read_json, read_lines, write_json
 from ssl_core.config import Config, Paths
 from ssl_core.errors import HeadwaterError
@@ -242,6 +242,33 @@ def test_kinship_ignores_rotation_and_scale() -> None:
     assert _judge.kinship(a, rng.normal(size=(50, 6))) < 0.5
 
 
+def test_a_champion_that_names_a_class_too_often_can_be_replaced() -> None:
+    labels = np.array(["a", "b"] * 200)
+    fair = np.where(np.arange(400) % 20 < 2, "b", labels)  # misses one a in ten
+    frame = pd.DataFrame({"label": labels, "named": fair, "other_named": "a"})
+    frame = frame.assign(
+        correct=frame["named"] == labels,
+        other=frame["other_named"] == labels,
+        group=[str(i) for i in range(400)],
+        sha256=[str(i) for i in range(400)],
+        source="s",
+        part="new",
+    )
+    rule = CASE.promote
+    only = gate.compare(frame[frame["label"] == "a"], rule, 0.95, 0)
+    assert gate.worse(only, rule.margin)  # its own images alone would forbid it
+    parts = dict(_judge.slices(frame, frame[:0]))
+    assert not any(gate.worse(gate.compare(p, rule, 0.95, 0), rule.margin) for p in parts.values())
+    back = frame.rename(
+        columns={"named": "other_named", "other_named": "named"}
+        | {"correct": "other", "other": "correct"}
+    )
+    parts = dict(_judge.slices(back, frame[:0]))
+    found = {k: gate.compare(p, rule, 0.95, 0) for k, p in parts.items()}
+    assert gate.worse(found["class:a"], rule.margin)
+    assert gate.worse(found["class:b"], rule.margin)
+
+
 def test_the_champion_itself_and_a_forgetful_head_are_refused(case: Any) -> None:
     champion_head = case.context.champion.head
     same, _, _ = _judge.judge(case.evidence, Candidate(champion_head), 0.5, 0.95, CASE)
@@ -319,6 +346,20 @@ def test_a_rung_that_did_not_last_is_not_tried_again(project: Paths) -> None:
     assert [r["outcome"] for r in again["rungs"]] == ["skipped", "asked"]
     assert "did not last" in again["rungs"][0]["reason"]
     assert again["looks"] == 0
+
+
+def test_a_rung_that_did_not_last_is_tried_again_on_twice_the_labels(project: Paths) -> None:
+    few = settings(repair__max_labels=200)
+    first = repair.run(few, project, [DAY])
+    card = registry.load(project.registry, first["candidate"]).card
+    assert first["outcome"] == "promoted"
+    assert card["repaired_on"] == first["loss"]["labels"] <= 200
+    days = ["2025-02-07", "2025-02-08"]
+    for day in days:
+        deploy(project, day, 0.5, cfg=CASE)
+    again = repair.run(settings(repair__rungs=["refit_head"]), project, days)
+    assert again["loss"]["labels"] >= 2 * card["repaired_on"]
+    assert again["rungs"][0]["outcome"] in ("passed", "refused")
 
 
 def test_what_finishes_a_repair_may_win_back_less_and_by_the_same_rung(project: Paths) -> None:
