@@ -16,11 +16,9 @@ def cost(ctx: Context, cfg: Config) -> float:
 def propose(ctx: Context, cfg: Config) -> Answer:
     """Stop unless the interval of the loss lies wholly above ``deploy.min_drop``.
 
-    Where a repair is to be finished, harm was proven once: the first look goes on as long as a
-    gain can be proven, later ones if more than ``promote.margin`` is lost, which the gate allows.
+    Where a repair is to be finished, harm was proven once: the first look goes on if more than
+    ``promote.margin``, which the gate allows, seems to be lost, later ones if that is proven.
     """
-    if ctx.finishes == "first":
-        return Skip("A repair is to be finished: with as many labels again more may be won back.")
     found, limit, rule = ctx.loss, cfg.deploy.min_drop, "deploy.min_drop"
     if ctx.finishes:
         limit, rule = cfg.promote.margin, "to finish a repair, promote.margin"
@@ -31,4 +29,6 @@ def propose(ctx: Context, cfg: Config) -> Answer:
     )
     if found.high < -limit:
         return Skip(f"The loss is proven: {text}.")
+    if ctx.finishes == "first" and found.lost > limit:
+        return Skip(f"A repair is to be finished, with as many labels again: {text}.")
     return Stop(f"The loss is not proven: {text}.")

@@ -155,14 +155,11 @@ def looked_at(
 
     It would most likely end as before, so the number of climbs grows with the logarithm of time.
     """
-    had = [
-        r["counts"]["learn_labels"] + r["counts"]["judge"]
-        for r in repairs
-        if r["champion"] == champion and r["looks"] > 0 and "counts" in r
-    ]
+    own = (r for r in repairs if r["champion"] == champion and r["looks"] > 0)
+    had = [r["loss"]["labels"] for r in own if "loss" in r]
     days = _own(history, champion)
     labels = days.loc[days["date"].astype(str).isin(request.dates), "labels"].fillna(0).sum()
-    return bool(had) and labels < 2 * had[-1]
+    return bool(had) and bool(labels < 2 * had[-1])
 
 
 def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
