@@ -374,7 +374,18 @@ def test_what_finishes_a_repair_may_win_back_less_and_by_the_same_rung(project: 
     assert "did not last" not in again["rungs"][1]["reason"]
     later = repair.run(cfg, project, ["2025-02-07"], "k")
     assert later["finishes"] == "later"
-    assert "to finish a repair, promote.margin 3.0%" in later["rungs"][0]["reason"]
+
+
+def test_no_training_to_finish_a_repair_that_has_little_left(project: Paths) -> None:
+    repair.run(CASE, project, [DAY])
+    deploy(project, "2025-02-07", 0.1, cfg=CASE)  # as the repair left it
+    file = project.monitor / "date=2025-02-07/verdict.json"
+    write_json(file, read_json(file) | {"harm": False})
+    rungs = ["nothing", "refit_head", "lp_ft", "continued_ssl", "full"]
+    found = repair.run(settings(repair__rungs=rungs), project, ["2025-02-07"])
+    assert [r["outcome"] for r in found["rungs"]] == ["skipped", "refused", *["skipped"] * 3]
+    assert "Too little is lost for a training" in found["reason"]
+    assert found["outcome"] == "nothing"
 
 
 def test_no_harm_no_repair(project: Paths) -> None:

@@ -242,6 +242,29 @@ def short(ctx: Context, cfg: Config) -> Skip | None:
     return Skip(f"{ctx.labelled} fresh labels to learn from, {need} needed (deploy.min_labels)")
 
 
+def say_loss(ctx: Context, cfg: Config) -> str:
+    """The loss and its interval in words."""
+    found = ctx.loss
+    return (
+        f"{cfg.repair.metric} is {found.now:.1%} on {found.labels} fresh labels, "
+        f"{found.reference:.1%} on the old held-out images; the interval of the loss begins at "
+        f"{-found.high:.1%}"
+    )
+
+
+def untrainable(ctx: Context, cfg: Config) -> Skip | None:
+    """Nothing to train on, or too little left to win back for a training.
+
+    To finish a repair, more has to be lost than ``promote.margin``, which the gate allows: at the
+    point estimate in the first look, proven in later ones.
+    """
+    limit, found = cfg.promote.margin, ctx.loss
+    enough = found.high < -limit or (ctx.finishes == "first" and found.lost > limit)
+    if ctx.finishes and not enough:
+        return Skip(f"Too little is lost for a training: {say_loss(ctx, cfg)}.")
+    return short(ctx, cfg)
+
+
 def spared(groups: Text) -> NDArray[np.bool_]:
     """Mask (N,) of groups that fine-tuning leaves out, by hash."""
     names, code = np.unique(groups, return_inverse=True)

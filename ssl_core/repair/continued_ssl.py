@@ -13,7 +13,7 @@ from ..evaluate import linear
 from ..models import Encoder
 from ..progress import Reporter
 from ..shards import Sample
-from ._common import TRAIN, Answer, Candidate, Context, Skip, short
+from ._common import TRAIN, Answer, Candidate, Context, Skip, untrainable
 
 JUDGED = True
 LEAST = 32  # fresh images below which there is nothing to learn the domain from
@@ -86,7 +86,7 @@ def propose(ctx: Context, cfg: Config) -> Answer:
     """New features, and a head refitted on them. The gate measures what was forgotten."""
     if len(ctx.fresh) < LEAST:
         return Skip(f"{len(ctx.fresh)} fresh images are too few to learn from ({LEAST} needed).")
-    if lacking := short(ctx, cfg):
+    if lacking := untrainable(ctx, cfg):
         return lacking
     encoder = pretrained(ctx, cfg)
     rows = ctx.pool.rows(cfg.repair.mix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import Config
-from ._common import TRAIN, Answer, Ask, Context
+from ._common import TRAIN, Answer, Ask, Context, untrainable
 
 JUDGED = False
 VIEWS = 2
@@ -16,5 +16,7 @@ def cost(ctx: Context, cfg: Config) -> float:
 
 
 def propose(ctx: Context, cfg: Config) -> Answer:
-    """Ask for job ``retrain``; its stage promote is the gate."""
+    """Ask for job ``retrain``; its stage promote is the gate. It brings labels of its own."""
+    if ctx.finishes and (lacking := untrainable(ctx, cfg)):
+        return lacking
     return Ask("No cheaper rung passed: the whole chain is asked for, with the fresh images.")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..config import Config
 from ..models import Encoder
-from ._common import TRAIN, Answer, Candidate, Context, Skip, short
+from ._common import TRAIN, Answer, Candidate, Context, Skip, untrainable
 from .lp_ft import BATCH, tuned
 
 JUDGED = True
@@ -72,7 +72,7 @@ def propose(ctx: Context, cfg: Config) -> Answer:
     """Adapters and head are trained, then merged: the export is a plain timm state dict."""
     if not ctx.champion.encoder.is_vit:
         return Skip(f"{ctx.champion.encoder.name} has no attention to adapt (LoRA needs a ViT).")
-    if lacking := short(ctx, cfg):
+    if lacking := untrainable(ctx, cfg):
         return lacking
     torch.manual_seed(cfg.seed)
     encoder = copy.deepcopy(ctx.champion.encoder)

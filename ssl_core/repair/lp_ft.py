@@ -12,7 +12,7 @@ from ..config import Config
 from ..evaluate import linear
 from ..models import Encoder
 from ..types import View
-from ._common import TRAIN, Answer, Candidate, Context, calibrated, short, spared
+from ._common import TRAIN, Answer, Candidate, Context, calibrated, spared, untrainable
 
 JUDGED = True
 BATCH = 32
@@ -64,6 +64,6 @@ def tuned(ctx: Context, cfg: Config, encoder: Encoder) -> Candidate:
 
 def propose(ctx: Context, cfg: Config) -> Answer:
     """All weights of encoder and head move."""
-    if lacking := short(ctx, cfg):
+    if lacking := untrainable(ctx, cfg):
         return lacking
     return tuned(ctx, cfg, copy.deepcopy(ctx.champion.encoder))

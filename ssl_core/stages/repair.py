@@ -177,6 +177,8 @@ def _act(case: Case, rows: list[Row], start: dict[str, Any]) -> dict[str, Any]:
     if last["outcome"] == "stopped":
         word = "nothing" if last["rung"] == "nothing" else "stopped"
         return {"outcome": word, "reason": last["reason"], "candidate": None}
+    if last["outcome"] == "skipped" and start["finishes"]:
+        return {"outcome": "nothing", "reason": last["reason"], "candidate": None}
     if last["outcome"] != "passed":
         reason = "No rung passed; a person has to decide."
         return {"outcome": "none", "reason": reason, "candidate": None}

@@ -104,17 +104,15 @@ def unfinished(
     champion: str | None,
     repairs: Sequence[Mapping[str, Any]],
     last: str = "",
-    margin: float = -1.0,
 ) -> Request | None:
     """A second look at what a repair could not finish with the labels there were, or None.
 
     It comes when the champion's days have as many labels as the repair that made it had, or
-    ``ENOUGH``, and again whenever they have doubled since the latest look at this champion.
+    ``ENOUGH``, and again whenever they have doubled since the latest look at this champion; it
+    is spared where the daily verdicts show no loss.
 
     Args:
         repairs: decisions of ``repair.history``, oldest first.
-        margin: loss of accuracy up to which the look would end at its first rung; it is spared
-            where the daily verdicts say so already.
     """
     if champion is None or not len(history) or not repairs:
         return None
@@ -128,7 +126,7 @@ def unfinished(
     need = 2 * had if looked else min(had, ENOUGH * deploy.min_labels)
     if there < max(deploy.min_labels, need) or not _rested(day, last, WEEK):
         return None
-    if _lost(own, latest, champion) <= margin:
+    if _lost(own, latest, champion) <= 0:
         return None
     reason = f"{there} labels have come since; the last look ({latest['key']}) had {had}."
     return Request(f"{champion}:{day}", tuple(sorted(own["date"].astype(str))), reason)
@@ -151,12 +149,12 @@ def _lost(own: pd.DataFrame, latest: Mapping[str, Any], champion: str) -> float:
 def looked_at(
     request: Request, history: pd.DataFrame, champion: str, repairs: Sequence[Mapping[str, Any]]
 ) -> bool:
-    """Whether the ladder was climbed for this champion with more than half of today's labels.
+    """Whether the ladder was climbed for proven harm with more than half of today's labels.
 
     It would most likely end as before, so the number of climbs grows with the logarithm of time.
     """
     own = (r for r in repairs if r["champion"] == champion and r["looks"] > 0)
-    had = [r["loss"]["labels"] for r in own if "loss" in r]
+    had = [r["loss"]["labels"] for r in own if "loss" in r and not r["finishes"]]
     days = _own(history, champion)
     labels = days.loc[days["date"].astype(str).isin(request.dates), "labels"].fillna(0).sum()
     return bool(had) and bool(labels < 2 * had[-1])
@@ -183,4 +181,4 @@ def due(cfg: Config, paths: Paths, last: str = "") -> Request | None:
     found, done = decide(cfg.deploy, history, champion, last, cooldown), repair.history(paths)
     if found and champion and looked_at(found, history, champion, done):
         return None
-    return found or unfinished(cfg.deploy, history, champion, done, last, cfg.promote.margin)
+    return found or unfinished(cfg.deploy, history, champion, done, last)
