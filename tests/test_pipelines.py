@@ -228,7 +228,7 @@ def test_harm_is_looked_at_again_when_labels_have_doubled(labels: int, known: bo
     history = labelled("m", ("2025-01-08", labels), ("2025-01-15", 50))
     request = trigger.Request("m:2025-01-08", ("2025-01-08",), "harm")
     climb = REPAIR | {"champion": "m", "outcome": "none", "candidate": None, "looks": 3}
-    climb |= {"loss": {"labels": 100}, "finishes": ""}
+    climb |= {"loss": {"labels": 100}, "counts": {"learn_labels": 500, "judge": 500}}
     assert trigger.looked_at(request, history, "m", [climb]) == known
     assert not trigger.looked_at(request, history, "m", [climb | {"looks": 0}])
     assert not trigger.looked_at(request, history, "m", [climb | {"finishes": "later"}])

@@ -98,6 +98,13 @@ def made_by(repair: Mapping[str, Any], champion: str) -> bool:
     return bool(chain or repair.get("candidate") == champion)
 
 
+def _fresh(repair: Mapping[str, Any]) -> int:
+    """Labels of the days that a repair was for; those of earlier ones do not count."""
+    counts = repair["counts"]
+    both = counts["learn_labels"] + counts["judge"]
+    return int(repair.get("loss", {}).get("labels", both))
+
+
 def unfinished(
     deploy: Deploy,
     history: pd.DataFrame,
@@ -121,7 +128,7 @@ def unfinished(
     looked = latest["champion"] == champion
     if not len(own) or not (looked or made_by(latest, champion)) or "counts" not in latest:
         return None
-    had = latest["counts"]["learn_labels"] + latest["counts"]["judge"]
+    had = _fresh(latest)
     there, day = int(own["labels"].sum()), str(own["date"].max())
     need = 2 * had if looked else min(had, ENOUGH * deploy.min_labels)
     if there < max(deploy.min_labels, need) or not _rested(day, last, WEEK):
@@ -154,7 +161,7 @@ def looked_at(
     It would most likely end as before, so the number of climbs grows with the logarithm of time.
     """
     own = (r for r in repairs if r["champion"] == champion and r["looks"] > 0)
-    had = [r["loss"]["labels"] for r in own if "loss" in r and not r["finishes"]]
+    had = [_fresh(r) for r in own if "counts" in r and not r.get("finishes")]
     days = _own(history, champion)
     labels = days.loc[days["date"].astype(str).isin(request.dates), "labels"].fillna(0).sum()
     return bool(had) and bool(labels < 2 * had[-1])
