@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ._figures import _figure
 from ._theme import ACCENT, GOOD, HUES, MUTED, SOFT, WARM, styled
 
 COLOURS = {"never": MUTED, "ours": ACCENT, "periodic": WARM, "threshold": HUES[3], "always": GOOD}
+TITLE = 60  # characters in a line of a panel's title
 Row = Mapping[str, Any]
 
 
@@ -75,7 +77,8 @@ def picture(cases: Sequence[Row], about: Mapping[str, Any]) -> bytes:
                 _line(axis, case)
             if about[name].onset:
                 axis.axvline(about[name].onset, color=SOFT, linewidth=0.8, linestyle=":")
-            axis.set_title(f"{name}: {about[name].text}", fontsize=9)
+            title = f"{name}: {about[name].text}"
+            axis.set_title(textwrap.fill(title, TITLE), fontsize=9)
         for axis in list(axes.flat)[len(names) :]:
             axis.set_visible(False)
         for axis in axes[-1]:

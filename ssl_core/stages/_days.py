@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,16 @@ class Day:
         return pd.read_parquet(file, columns=known)
 
 
+@lru_cache(maxsize=4096)
+def _about(file: Path, inode: int, size: int, changed: int) -> tuple[str | None, str]:
+    """Who made a log, and its hash: read once as long as the file is the same.
+
+    A verdict asks for all days several times, and a year of logs holds gigabytes of embeddings.
+    """
+    names = pd.read_parquet(file, columns=["model"])["model"]
+    return (str(names.iloc[0]) if len(names) else None), sha256_file(file)
+
+
 def served_by(paths: Paths, model: str) -> list[Day]:
     """The days with images on which ``model`` served, in order."""
     found = []
@@ -162,8 +173,9 @@ def served_by(paths: Paths, model: str) -> list[Day]:
         file = folder / LOG
         if not file.exists():
             continue
-        names = pd.read_parquet(file, columns=["model"])["model"]
-        if len(names) and names.iloc[0] == model:
-            digest = f"{sha256_file(file)}:{count_rejects(folder)}"
-            found.append(Day(folder.name.removeprefix("date="), folder, digest))
+        now = file.stat()
+        served, digest = _about(file, now.st_ino, now.st_size, now.st_mtime_ns)
+        if served == model:
+            day = folder.name.removeprefix("date=")
+            found.append(Day(day, folder, f"{digest}:{count_rejects(folder)}"))
     return found
