@@ -98,7 +98,7 @@ def say(found: Slice) -> str:
     if found["low"] is None:
         return f"{100 * found['difference']:+.1f} points on {found['n']} images of one group"
     return (
-        f"{100 * found['difference']:+.1f} points, {100 * found['level']:.3g}% interval "
+        f"{100 * found['difference']:+.1f} points, {100 * found['level']:.4g}% interval "
         f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}, {found['n']} images in "
         f"{found['groups']} groups"
     )
