@@ -58,6 +58,11 @@ def load_features(paths: Paths, rows: int) -> Array:
     return features
 
 
+def needs_split(step: ModuleType) -> bool:
+    """Whether a step rests on the split; the others' duplicate groups shape it."""
+    return bool(getattr(step, "NEEDS_SPLIT", False))
+
+
 def load_steps(names: tuple[str, ...]) -> list[tuple[str, ModuleType]]:
     """Import the steps in order.
 
@@ -65,7 +70,7 @@ def load_steps(names: tuple[str, ...]) -> list[tuple[str, ModuleType]]:
         HeadwaterError: unknown step, or one that needs the split before one that shapes it.
     """
     steps = [(name, plugins.load("curation", name)) for name in names]
-    late = [getattr(module, "NEEDS_SPLIT", False) for _, module in steps]
+    late = [needs_split(module) for _, module in steps]
     if late != sorted(late):
         first = names[late.index(True)]
         rule = f"'{first}' runs before a step whose duplicate groups shape the split"
@@ -98,16 +103,20 @@ def curate(
     frame: pd.DataFrame, features: Array, cfg: Config, report: Reporter, look: Look | None = None
 ) -> pd.DataFrame:
     """Run the steps: those whose duplicate groups shape the split, then those that need it."""
-    split = False
-    for name, step in load_steps(cfg.curate.steps):
-        before = int(frame["keep"].sum())
-        if not split and getattr(step, "NEEDS_SPLIT", False):
-            frame["split"], split = assign_split(frame, cfg.data.test_fraction), True
-        see = {"look": look} if getattr(step, "NEEDS_PIXELS", False) else {}
-        frame = step.apply(frame, features, cfg.curate, cfg.seed, **see)
-        report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
-    if not split:
-        frame["split"] = assign_split(frame, cfg.data.test_fraction)
+
+    def run_all(steps: list[tuple[str, ModuleType]], frame: pd.DataFrame) -> pd.DataFrame:
+        for name, step in steps:
+            before = int(frame["keep"].sum())
+            see = {"look": look} if getattr(step, "NEEDS_PIXELS", False) else {}
+            frame = step.apply(frame, features, cfg.curate, cfg.seed, **see)
+            report.log(f"{name}: {before} -> {int(frame['keep'].sum())} images")
+        return frame
+
+    steps = load_steps(cfg.curate.steps)
+    first = sum(not needs_split(step) for _, step in steps)
+    frame = run_all(steps[:first], frame)
+    frame["split"] = assign_split(frame, cfg.data.test_fraction)
+    frame = run_all(steps[first:], frame)
     return synthesise.apart(frame)
 
 
