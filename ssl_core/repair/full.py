@@ -16,7 +16,10 @@ def cost(ctx: Context, cfg: Config) -> float:
 
 
 def propose(ctx: Context, cfg: Config) -> Answer:
-    """Ask for job ``retrain``; its stage promote is the gate. It brings labels of its own."""
+    """Ask for job ``retrain``; its stage promote is the gate.
+
+    Where harm is proven, few labels are no reason against it; to finish a repair they are.
+    """
     if ctx.finishes and (lacking := untrainable(ctx, cfg)):
         return lacking
     return Ask("No cheaper rung passed: the whole chain is asked for, with the fresh images.")
