@@ -14,12 +14,15 @@ import dagster as dg
 import psutil
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
+from dagster._daemon.controller import RELOAD_WORKSPACE_INTERVAL
 from dagster._grpc.client import DagsterGrpcClient
 
 CODE_HOST, CODE_PORT = "HEADWATER_CODE_HOST", "HEADWATER_CODE_PORT"  # variables: the code server
 BEGAN = "Started process for run"  # what a worker logs first; steps log process ids too
 SLACK = 5.0  # seconds between the clocks of the kernel's boot time and of the event
-SETTLED = 5.0  # seconds after which the daemon, too, has found a code server that came back
+# Seconds after which the daemon, too, has found a code server that came back: what it missed of it,
+# it makes good when it loads all code anew.
+SETTLED = RELOAD_WORKSPACE_INTERVAL + 10.0
 
 
 def worker(instance: dg.DagsterInstance, run_id: str) -> tuple[int, float] | None:
@@ -41,18 +44,23 @@ def alive(pid: int, told: float) -> bool:
     return False
 
 
+def server_id(host: str, port: int) -> str | None:
+    """Which code server is there: a name that it gives itself at each start; None without one."""
+    with contextlib.suppress(DagsterUserCodeUnreachableError):
+        return DagsterGrpcClient(host=host, port=port).get_server_id()
+    return None
+
+
 def answers(host: str, port: int) -> bool:
     """Whether the code server is there."""
-    with contextlib.suppress(DagsterUserCodeUnreachableError):
-        DagsterGrpcClient(host=host, port=port).ping("")
-        return True
-    return False
+    return server_id(host, port) is not None
 
 
 class Local(DefaultRunLauncher):
     """Where daemon and code server see the same processes: one machine, or one PID namespace."""
 
-    answering_since: float | None = None
+    seen: str | None = None  # the code server at the last look ...
+    since: float = 0.0  # ... and when it was there first
 
     @property
     def supports_check_run_worker_health(self) -> bool:
@@ -60,18 +68,18 @@ class Local(DefaultRunLauncher):
 
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """A run is told dead only when it can be started again: Dagster tries that once."""
+        settled = self._settled()  # at each look: one that came back between two must be noticed
         found = worker(self._instance, run.run_id)
         if found is None or alive(*found):
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        if not self._settled():
+        if not settled:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "waiting for the code server")
         text = f"process {found[0]} of this run is over, and nobody said how it ended"
         return CheckRunHealthResult(WorkerStatus.FAILED, text)
 
     def _settled(self) -> bool:
         host, port = os.environ.get(CODE_HOST, "127.0.0.1"), os.environ.get(CODE_PORT, "4000")
-        if not answers(host, int(port)):
-            self.answering_since = None
-            return False
-        self.answering_since = self.answering_since or time.monotonic()
-        return time.monotonic() - self.answering_since >= SETTLED
+        there = server_id(host, int(port))
+        if there != self.seen:
+            self.seen, self.since = there, time.monotonic()
+        return there is not None and time.monotonic() - self.since >= SETTLED

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -26,7 +27,7 @@ import yaml
 from conftest import ROOT
 from s3server import free_ports
 
-from pipelines import home, up
+from pipelines import home, launcher, up
 
 PATIENCE = 300.0  # seconds for anything to happen
 
@@ -67,7 +68,7 @@ def until(true: Callable[[], Any]) -> Any:
         with contextlib.suppress(TimeoutError, urllib.error.URLError):  # busy, or not there yet
             if found := true():
                 return found
-        assert time.monotonic() < end, {r["runId"]: (r["status"], r["tags"]) for r in runs()}
+        assert time.monotonic() < end, "\n".join(map(str, runs()))
         time.sleep(0.1)
 
 
@@ -248,6 +249,19 @@ def test_one_step_per_pool_at_a_time(site: Site) -> None:
         elif row["job"] == "quick":
             spans.append((open_.pop(row["key"]), row["time"]))
     assert all(b <= a for (_, b), (a, _) in pairwise(spans))
+
+
+def test_a_code_server_that_came_back_between_two_looks_is_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The daemon may not have found it yet, and would give up what it was to start again."""
+    clock, there = iter([0.0, 71.0, 80.0, 149.0, 151.0]), iter("aabbb")
+    monkeypatch.setattr(launcher, "server_id", lambda *_: next(there))
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=lambda: now))
+    local, found = launcher.Local(), []
+    for now in clock:  # noqa: B007 (read above)
+        found.append(local._settled())
+    assert found == [False, True, False, False, True]
 
 
 def test_production_limits_runs_as_the_desk_does() -> None:
