@@ -11,13 +11,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..types import Array
-from ._vectors import BLOCK, Ints, assign, kmeans, members
+from ._vectors import Ints, assign, kmeans, members, nearest
 
 EXACT_UP_TO = 8192  # rows: one cell, all pairs
 CELL = 512  # rows per centre on average
 HOMES = 2
 CROWDED = 4  # times CELL: a larger cell is divided once more
-PROBES = 8  # coarse lists searched for the nearest centres
 SAMPLE, LEAST = 64, 8192  # rows per centre that the centres are learnt from, and in all
 
 
@@ -39,7 +38,8 @@ def _split(unit: Array, seed: int) -> Iterator[Ints]:
     """Rows of each centre, ascending."""
     homes, centres = partition(unit, CELL, HOMES, seed)
     for found in members(homes.ravel(), len(centres)):  # (N, HOMES) -> (N * HOMES,)
-        rows = np.unique(found // HOMES)
+        rows = found // HOMES  # ascending; twice where both homes are this one
+        rows = rows[np.diff(rows, prepend=-1) > 0]
         if len(rows) > 1:
             yield rows
 
@@ -49,12 +49,12 @@ def partition(unit: Array, size: int, homes: int, seed: int) -> tuple[Ints, Arra
 
     k-means of two levels, for learning as for searching: near-linear in N.
     """
-    coarse, centres = _centres(unit, -(-len(unit) // size), seed)
-    return _homes(unit, coarse, centres, homes), centres
+    centres = _centres(unit, -(-len(unit) // size), seed)
+    return nearest(unit, centres, homes), centres
 
 
-def _centres(unit: Array, count: int, seed: int) -> tuple[Array, Array]:
-    """About sqrt(count) coarse centres, and about count fine ones, learnt from a sample."""
+def _centres(unit: Array, count: int, seed: int) -> Array:
+    """About ``count`` centres (C, D), learnt from a sample within about sqrt(count) parts of it."""
     size = min(len(unit), max(SAMPLE * count, LEAST))
     rng = np.random.default_rng(seed)
     sample = unit[np.sort(rng.choice(len(unit), size, replace=False))]
@@ -64,19 +64,4 @@ def _centres(unit: Array, count: int, seed: int) -> tuple[Array, Array]:
         for own in members(assign(sample, coarse), len(coarse))
         if len(own)
     ]
-    return coarse, np.concatenate(fine)
-
-
-def _homes(unit: Array, coarse: Array, centres: Array, count: int) -> Ints:
-    """The nearest centres of each row, as good as always: (N, D) -> (N, count)."""
-    import faiss
-
-    quantiser = faiss.IndexFlatIP(unit.shape[1])
-    quantiser.add(coarse)
-    index = faiss.IndexIVFFlat(quantiser, unit.shape[1], len(coarse), faiss.METRIC_INNER_PRODUCT)
-    index.add(centres)
-    index.nprobe = min(PROBES, len(coarse))
-    homes = np.empty((len(unit), count), dtype=np.int64)
-    for start in range(0, len(unit), BLOCK):
-        homes[start : start + BLOCK] = index.search(unit[start : start + BLOCK], count)[1]
-    return np.where(homes >= 0, homes, homes[:, :1])  # too few centres probed: one home
+    return np.concatenate(fine)

@@ -11,6 +11,7 @@ from ..types import Array
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 BLOCK = 65_536  # rows
+SEARCHED = 2048  # rows
 ITERATIONS = 20
 PER_CENTRE = 1024  # rows that k-means learns from, per centroid
 # pHash: sign of 8x8 cosine frequencies, rows first. A mirror negates the odd horizontal ones.
@@ -76,15 +77,28 @@ def kmeans(
 
 def assign(points: Array, centres: Array, spherical: bool = True) -> Ints:
     """Nearest centre of each point, by inner product or by distance: (N, D), (C, D) -> (N,)."""
-    import faiss
+    return nearest(points, centres, 1, spherical)[:, 0]  # (N, 1) -> (N,)
 
-    kind = faiss.IndexFlatIP if spherical else faiss.IndexFlatL2
-    index = kind(points.shape[1])
-    index.add(np.ascontiguousarray(centres, dtype=np.float32))
-    found = np.empty(len(points), dtype=np.int64)
-    for start in range(0, len(points), BLOCK):
-        rows = np.ascontiguousarray(points[start : start + BLOCK], dtype=np.float32)
-        found[start : start + BLOCK] = index.search(rows, 1)[1][:, 0]  # (B, 1) -> (B,)
+
+def nearest(points: Array, centres: Array, count: int, spherical: bool = True) -> Ints:
+    """The ``count`` nearest centres of each point, nearest first: (N, D), (C, D) -> (N, count).
+
+    One matrix product and its largest entries, a part at a time that stays in the cache: for few
+    neighbours among some thousands a quarter of the time of an index of faiss.
+    """
+    # The nearest by |x - c|^2 = |x|^2 - 2 (xc - |c|^2 / 2) is the largest bracket.
+    away = None if spherical else np.square(centres).sum(axis=1) / 2
+    found = np.empty((len(points), count), dtype=np.int64)
+    for start in range(0, len(points), SEARCHED):
+        rows = np.asarray(points[start : start + SEARCHED], dtype=np.float32)
+        likeness = rows @ centres.T  # (B, D) -> (B, C)
+        if away is not None:
+            likeness -= away
+        at = np.arange(len(rows))
+        for k in range(count):
+            best = likeness.argmax(axis=1)
+            found[start + at, k] = best
+            likeness[at, best] = -np.inf
     return found
 
 
