@@ -52,11 +52,16 @@ def outcomes(reference: Outputs) -> Vector:
 def resampler(groups: NDArray[np.str_]) -> Callable[[np.random.Generator], NDArray[np.int64]]:
     """Draws groups with replacement; each call gives the rows of one draw."""
     _, code = np.unique(groups, return_inverse=True)
-    order = np.argsort(code, kind="stable")
-    parts = np.split(order, np.cumsum(np.bincount(code))[:-1])
+    order, counts = np.argsort(code, kind="stable"), np.bincount(code)
+    starts = np.cumsum(counts) - counts  # where each group begins in ``order``
 
     def draw(rng: np.random.Generator) -> NDArray[np.int64]:
-        return np.concatenate([parts[i] for i in rng.integers(0, len(parts), len(parts))])
+        chosen = rng.integers(0, len(counts), len(counts))
+        sizes = counts[chosen]
+        ends = np.cumsum(sizes)
+        first = np.repeat(starts[chosen] - (ends - sizes), sizes)  # (G,) -> (M,)
+        drawn: NDArray[np.int64] = order[first + np.arange(len(first))]
+        return drawn
 
     return draw
 

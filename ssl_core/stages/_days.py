@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date as Date
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..artifacts import sha256_file
+from ..artifacts import sha256_file, sha256_json
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..types import Array
+from ._memo import recall
 
 LOG, REJECTS = "part-0.parquet", "rejects.parquet"
 
@@ -25,9 +27,13 @@ def partition(folder: Path, date: str) -> Path:
     Raises:
         HeadwaterError: ``date`` is not YYYY-MM-DD.
     """
-    shaped = re.fullmatch(r"\d{4}-\d{2}-\d{2}", date)
-    if not shaped or pd.isna(pd.to_datetime(date, errors="coerce")):
-        raise HeadwaterError(f"date '{date}'", "is not a day written YYYY-MM-DD", "e.g. 2026-03-15")
+    try:
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", date, re.ASCII):
+            raise ValueError  # fromisoformat takes weeks and days without dashes, too
+        Date.fromisoformat(date)
+    except ValueError:
+        rule = "is not a day written YYYY-MM-DD"
+        raise HeadwaterError(f"date '{date}'", rule, "e.g. 2026-03-15") from None
     return folder / f"date={date}"
 
 
@@ -157,13 +163,18 @@ class Day:
 
 
 @lru_cache(maxsize=4096)
-def _about(file: Path, inode: int, size: int, changed: int) -> tuple[str | None, str]:
+def _about(memo: Path, file: Path, stamp: tuple[int, int, int]) -> tuple[str | None, str]:
     """Who made a log, and its hash: read once as long as the file is the same.
 
     A verdict asks for all days several times, and a year of logs holds gigabytes of embeddings.
     """
-    names = pd.read_parquet(file, columns=["model"])["model"]
-    return (str(names.iloc[0]) if len(names) else None), sha256_file(file)
+
+    def read() -> list[str | None]:
+        names = pd.read_parquet(file, columns=["model"])["model"]
+        return [str(names.iloc[0]) if len(names) else None, sha256_file(file)]
+
+    model, digest = recall(memo, sha256_json([str(file), *stamp]), read)
+    return model, digest
 
 
 def served_by(paths: Paths, model: str) -> list[Day]:
@@ -174,7 +185,8 @@ def served_by(paths: Paths, model: str) -> list[Day]:
         if not file.exists():
             continue
         now = file.stat()
-        served, digest = _about(file, now.st_ino, now.st_size, now.st_mtime_ns)
+        stamp = (now.st_ino, now.st_size, now.st_mtime_ns)
+        served, digest = _about(paths.runs / "digests", file, stamp)
         if served == model:
             day = folder.name.removeprefix("date=")
             found.append(Day(day, folder, f"{digest}:{count_rejects(folder)}"))

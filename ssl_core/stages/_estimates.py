@@ -21,7 +21,7 @@ from ..harm import _sequence, cbpe
 from ..harm._accuracy import Counted, by_slice, of_groups
 from ..harm._common import Outputs, estimates, record, suspect
 from ._days import features, partition
-from ._labelled import DESIGN, Labelled, Past
+from ._labelled import DESIGN, Labelled, Outcome
 
 CLUSTERS, PER_CLUSTER = 8, 40
 Names = NDArray[np.str_]
@@ -46,22 +46,20 @@ def outputs(frame: pd.DataFrame) -> Outputs:
     return Outputs(frame["confidence"].to_numpy(np.float64), _groups(frame))
 
 
-def error_record(paths: Paths, date: str, past: Past) -> dict[str, dict[str, Any]]:
+def error_record(paths: Paths, date: str, past: list[Outcome]) -> dict[str, dict[str, Any]]:
     """What the estimators got wrong on labelled days of this model before ``date``.
 
     Computed from the verdicts on disk and the labels that are there now; nothing is remembered.
     """
     days = []
-    for day, _, labelled in past:
-        file = partition(paths.monitor, day) / "verdict.json"
-        if day == date or not file.exists():
+    for day in past:
+        file = partition(paths.monitor, day.date) / "verdict.json"
+        if day.date == date or not file.exists():
             continue
         said = (read_json(file).get("estimates") or {}).get("values")
         if said:
-            truth = labelled.accuracy()
-            days.append(
-                {"date": day, "estimates": said, "truth": truth.value, "error": truth.error}
-            )
+            truth = {"truth": day.value, "error": day.error}
+            days.append({"date": day.date, "estimates": said, **truth})
     return record(days)
 
 
@@ -84,7 +82,7 @@ def guess(
     model: str,
     frame: pd.DataFrame,
     reference: pd.DataFrame,
-    past: Past,
+    past: list[Outcome],
     drift: bool,
 ) -> dict[str, Any] | None:
     """Accuracy without labels: ``values`` by estimator, ``disagreement``, ``status`` (suspected
@@ -176,7 +174,9 @@ def normal(reference: pd.DataFrame) -> tuple[float, float] | None:
     return of_groups(known["share"].to_numpy(np.float64), known["images"].to_numpy(np.float64))
 
 
-def proof(cfg: Config, date: str, reference: pd.DataFrame, past: Past) -> dict[str, Any] | None:
+def proof(
+    cfg: Config, date: str, reference: pd.DataFrame, past: list[Outcome]
+) -> dict[str, Any] | None:
     """Evidence of harm from all labels of the model up to ``date``; None without any.
 
     ``harm``: ``e_value`` has reached ``threshold``; a model that does no harm is ever accused
@@ -190,13 +190,13 @@ def proof(cfg: Config, date: str, reference: pd.DataFrame, past: Past) -> dict[s
         return None
     (value, count), alpha = known, cfg.deploy.harm_alpha
     error = _sequence.allowed_error(value * count, count, alpha, cfg.deploy.min_drop)
-    found = _sequence.evidence([(n, labelled.losses()) for _, n, labelled in past], error)
-    first = {n: day for day, n, _ in past}
-    today = [labelled for day, _, labelled in past if day == date]
+    found = _sequence.evidence([(day.number, day.losses) for day in past], error)
+    first = {day.number: day.date for day in past}
+    today = [day for day in past if day.date == date]
     low, high = 0.0, 1.0
     if today:
-        bound = max(1.0, float(today[0].weights().max()))
-        low, high = _sequence.interval(today[0].losses(), alpha, bound)
+        bound = max(1.0, today[0].weight)
+        low, high = _sequence.interval(today[0].losses, alpha, bound)
     return {
         "e_value": found.e_value,
         "threshold": 2 / alpha,

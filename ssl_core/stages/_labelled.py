@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ..artifacts import sha256_file, sha256_json
 from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..harm._accuracy import Estimate, per_group, stratified
 from ..harm._common import Vector
 from ._days import Day, partition, read_labels, relative, served_by
+from ._memo import recall
 
 SAMPLE = "sample.csv"
 DESIGN = ("inclusion", "stratum", "weight")  # columns of labels.csv that say how images were drawn
@@ -52,7 +55,19 @@ class Labelled:
         return self.frame[name].to_numpy()
 
 
-Past = list[tuple[str, int, Labelled]]
+@dataclass(frozen=True)
+class Outcome:
+    """What a labelled day says of its model. ``number``: of the day, the model's first is 1.
+
+    ``losses`` as of :class:`Labelled`, ``weight`` the largest; ``value`` and ``error`` of accuracy.
+    """
+
+    date: str
+    number: int
+    losses: Vector
+    weight: float
+    value: float
+    error: float
 
 
 def requests(paths: Paths, date: str) -> Path:
@@ -125,20 +140,34 @@ def join(
     return Labelled(found, sizes)
 
 
-def of_day(cfg: Config, paths: Paths, day: Day) -> Labelled | None:
-    """Labels of one day a model served, without its embeddings; None without any."""
-    labels = read_labels(cfg, paths, day.date)
-    if labels is None:
+def _outcome(cfg: Config, paths: Paths, day: Day) -> dict[str, Any] | None:
+    """:class:`Outcome` of a day as plain values, but for its number; None without labels."""
+    frame = day.read(("path", "prediction", "group"))
+    known = join(cfg, paths, day.date, frame, read_labels(cfg, paths, day.date))
+    if known is None:
         return None
-    return join(cfg, paths, day.date, day.read(("path", "prediction", "group")), labels)
+    found = known.accuracy()
+    own = {"losses": known.losses().tolist(), "weight": float(known.weights().max())}
+    return {"date": day.date, **own, "value": found.value, "error": found.error}
 
 
-def history(cfg: Config, paths: Paths, model: str, until: str) -> list[tuple[str, int, Labelled]]:
-    """Labelled days of a model up to ``until``: date, number from its first day (1), labels."""
-    days = served_by(paths, model)
-    found = []
+def history(cfg: Config, paths: Paths, model: str, until: str) -> list[Outcome]:
+    """Labelled days of a model up to ``until``, in order.
+
+    Raises:
+        HeadwaterError: unusable labels.
+    """
+    days, found = served_by(paths, model), []
     for day in days:
-        if day.date <= until and (known := of_day(cfg, paths, day)) is not None:
+        labels = paths.root / cfg.deploy.labels / f"{day.date}.csv"
+        asked = requests(paths, day.date) / SAMPLE
+        if day.date > until or not labels.exists():
+            continue
+        drawn = sha256_file(asked) if asked.exists() else ""
+        key = sha256_json([day.date, day.digest, sha256_file(labels), drawn, cfg.deploy.incoming])
+        plain = recall(paths.runs / "outcomes", key, partial(_outcome, cfg, paths, day))
+        if plain is not None:
             number = (pd.Timestamp(day.date) - pd.Timestamp(days[0].date)).days + 1
-            found.append((day.date, number, known))
+            losses = np.array(plain.pop("losses"), np.float64)
+            found.append(Outcome(losses=losses, number=number, **plain))
     return found

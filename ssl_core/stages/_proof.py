@@ -9,11 +9,11 @@ import pandas as pd
 from ..config import Config, Deploy
 from ..harm._accuracy import newcombe
 from ._estimates import normal, proof
-from ._labelled import Labelled, Past
+from ._labelled import Labelled, Outcome
 
 
 def accuracy(
-    cfg: Config, labelled: Labelled | None, reference: pd.DataFrame, date: str, past: Past
+    cfg: Config, labelled: Labelled | None, reference: pd.DataFrame, date: str, past: list[Outcome]
 ) -> dict[str, Any] | None:
     """Accuracy where labels have come, beside the reference's; None without any label.
 

@@ -13,17 +13,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date as Date
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .. import alarm, plugins
-from ..artifacts import read_json, sha256_file, sha256_json, write_json
+from ..artifacts import read_json, sha256_file, sha256_json
 from ..config import Config, Deploy, Paths
 from ..drift._common import TooFew
 from ..errors import HeadwaterError
 from ._days import Day, partition, read_reference, reference_file, served_by
+from ._memo import recall
 from ._pool import Batch, Pair, draw, of_day, of_reference
 
 LEAST = 8  # units below which no detector is asked
@@ -39,6 +41,10 @@ class Look:
     scores: dict[str, dict[str, Any]]
     skipped: dict[str, str]
     state: alarm.State
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**self.__dict__, "state": self.state.plain()}
 
 
 def stratum(deploy: Deploy, date: str) -> str:
@@ -122,33 +128,18 @@ def _pair(cfg: Config, sees: str, reference: pd.DataFrame, past: list[Day], day:
 
 def _look(
     cfg: Config, reference: pd.DataFrame, past: list[Day], day: Day, key: str, state: alarm.State
-) -> Look:
-    """A day's look, given the state after the day before."""
+) -> dict[str, Any]:
+    """A day's look as plain values, given the state after the day before."""
     own = stratum(cfg.deploy, day.date)
     if paused(cfg.deploy, day.date):
         why = dict.fromkeys(cfg.deploy.detectors, "the day lies in a declared pause")
-        return Look(day.date, key, {}, why, state)
+        return Look(day.date, key, {}, why, state).plain()
     same = [d for d in past if stratum(cfg.deploy, d.date) == own]
     scores, skipped = detect(cfg, reference, same, day)
     p = {name: s["p_value"] for name, s in scores.items()}
     count = max(1, len(cfg.deploy.detectors))
     after = alarm.step(state, day.date, p, cfg.deploy.alpha, count, own)
-    return Look(day.date, key, scores, skipped, after)
-
-
-def _remembered(paths: Paths, key: str) -> Look | None:
-    file = paths.runs / "looks" / f"{key}.json"
-    if not file.exists():
-        return None
-    plain = read_json(file)
-    return Look(**{**plain, "state": alarm.restore(plain["state"])})
-
-
-def _remember(paths: Paths, look: Look) -> None:
-    folder = paths.runs / "looks"
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = {**look.__dict__, "state": look.state.plain()}
-    write_json(folder / f"{look.key}.json", plain)
+    return Look(day.date, key, scores, skipped, after).plain()
 
 
 def keys(cfg: Config, paths: Paths, model: str, days: list[Day]) -> list[str]:
@@ -176,10 +167,9 @@ def looks(cfg: Config, paths: Paths, model: str, until: str) -> Iterator[Look]:
     state = alarm.State()
     past: list[Day] = []
     for day, key in zip(days, keys(cfg, paths, model, days), strict=True):
-        look = _remembered(paths, key)
-        if look is None:
-            look = _look(cfg, reference, past, day, key, state)
-            _remember(paths, look)
+        make = partial(_look, cfg, reference, past, day, key, state)
+        plain = recall(paths.runs / "looks", key, make)
+        look = Look(**{**plain, "state": alarm.restore(plain["state"])})
         state = look.state
         if not state.alarm and not paused(cfg.deploy, day.date):
             past.append(day)
