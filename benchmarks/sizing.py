@@ -150,11 +150,11 @@ def curated(found: Found) -> Iterator[Line]:
         return
     rows = [r for r in found["curation"]["rows"] if r["case"] == "all"]
     rows.sort(key=lambda r: r["images"])
-    first, before, last = rows[0], rows[-2], rows[-1]
+    before, last = rows[-2:]
     known = {r["images"]: r["cpu_seconds"] for r in rows}
-    tens = math.log10(last["images"] / first["images"])
-    # Less than ×10 is the noise of a shared machine.
-    tenfold = max(10.0, (last["cpu_seconds"] / first["cpu_seconds"]) ** (1 / tens))
+    tens = math.log10(last["images"] / before["images"])
+    # What lies beyond grows as the last step did; less than ×10 is the noise of a shared machine.
+    tenfold = max(10.0, (last["cpu_seconds"] / before["cpu_seconds"]) ** (1 / tens))
 
     def hours(n: float) -> float:
         beyond = last["cpu_seconds"] * tenfold ** math.log10(n / last["images"])
