@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
+from sklearn.neighbors import NearestNeighbors
 from test_curation import drawing, frame_of
 
 from ssl_core.config import Curate
@@ -212,6 +213,22 @@ def crowd(count: int) -> tuple[np.ndarray, np.ndarray]:
     copied = rng.choice(count // 2, count // 10, replace=False)
     x[-len(copied) :] = x[copied] + 0.2 * rng.normal(size=(len(copied), 24))
     return _vectors.normalise(x), np.stack([copied, np.arange(count - len(copied), count)], axis=1)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_the_nearest_centres_are_those_of_scikit_learn(
+    spherical: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_vectors, "SEARCHED", 64)
+    rng = np.random.default_rng(0)
+    points, centres = rng.normal(size=(300, 12)), rng.normal(size=(40, 12))
+    if spherical:  # of unit rows the largest inner product is the smallest cosine distance
+        centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    search = NearestNeighbors(n_neighbors=3, metric="cosine" if spherical else "euclidean")
+    want = search.fit(centres).kneighbors(points, return_distance=False)
+    x, c = points.astype(np.float32), centres.astype(np.float32)
+    np.testing.assert_array_equal(_vectors.nearest(x, c, 3, spherical), want)
+    np.testing.assert_array_equal(_vectors.assign(x, c, spherical), want[:, 0])
 
 
 def test_copies_share_a_cell_and_no_cell_is_large(monkeypatch: pytest.MonkeyPatch) -> None:

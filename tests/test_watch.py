@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ssl_core.artifacts import read_json
 from ssl_core.config import Config, Deploy, Paths
 from ssl_core.drift.quality import COLUMNS
 from ssl_core.errors import HeadwaterError
-from ssl_core.stages import _days, _pool, _watch, monitor
+from ssl_core.stages import _days, _labelled, _pool, _watch, monitor
 
 RNG = np.random.default_rng
 
@@ -49,9 +50,33 @@ def test_days_in_any_order_give_the_same_verdicts(watched: Paths, tmp_path: Path
         monitor.run(CFG, other, DAYS[i])
     got = [read_json(other.monitor / f"date={d}/verdict.json") for d in DAYS[:5]]
     assert got == want
-    for file in (watched.root / "runs/looks").iterdir():
-        file.unlink()  # only time is lost
+    shutil.rmtree(watched.runs)  # only time is lost
     assert monitor.judge(CFG, watched, DAYS[4]) == want[4]
+
+
+def test_a_labelled_day_is_joined_again_only_when_something_changed(
+    watched: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = []
+    join = _labelled.join
+    monkeypatch.setattr(_labelled, "join", lambda *a: (joined.append(a[2]), join(*a))[1])
+    frames = {day: serve(watched, accuracy=0.6, date=day) for day in DAYS[:3]}
+    for day, frame in frames.items():
+        label(watched, frame.iloc[::2], day)
+    first = _labelled.history(CFG, watched, MODEL, DAYS[2])
+    assert joined == DAYS[:3]
+    again = _labelled.history(CFG, watched, MODEL, DAYS[2])
+    assert joined == DAYS[:3]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.losses, other.losses)
+        assert (one.value, one.error, one.number) == (other.value, other.error, other.number)
+    label(watched, frames[DAYS[1]], DAYS[1])  # the rest of its labels
+    served = serve(watched, accuracy=0.9, date=DAYS[0])  # predicted again
+    label(watched, served.iloc[::2], DAYS[0])
+    found = _labelled.history(CFG, watched, MODEL, DAYS[2])
+    assert sorted(joined[3:]) == DAYS[:2]
+    assert [len(day.losses) for day in found] == [50, 100, 50]
+    assert found[0].value > first[0].value + 0.1
 
 
 def test_a_day_rests_on_earlier_days_only(watched: Paths) -> None:
