@@ -143,7 +143,8 @@ def _alike(a: Bits, b: Bits, limits: Limits, look: bool) -> NDArray[np.bool_]:
     odds = a ^ b
     distance, limit = np.bitwise_count(odds), limits.hamming
     if look:
-        np.minimum(distance, np.bitwise_count(odds ^ MIRROR), out=distance)
+        np.bitwise_xor(odds, MIRROR, out=odds)
+        np.minimum(distance, np.bitwise_count(odds), out=distance)
         limit = max(limit, DOUBTFUL_HAMMING)
     near: NDArray[np.bool_] = distance <= limit
     return near

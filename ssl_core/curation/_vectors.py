@@ -11,7 +11,7 @@ from ..types import Array
 Ints = NDArray[np.int64]
 Bits = NDArray[np.uint64]
 BLOCK = 65_536  # rows
-SEARCHED = 2048  # rows whose nearest centres are sought at a time
+SEARCHED = 512  # rows whose nearest centres are sought at a time: their products stay in cache
 ITERATIONS = 20
 PER_CENTRE = 1024  # rows that k-means learns from, per centroid
 # pHash: sign of 8x8 cosine frequencies, rows first. A mirror negates the odd horizontal ones.
