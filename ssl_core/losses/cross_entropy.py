@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dist
-from ._common import check_temperature, full_precision, raised
+from ._common import check_temperature, full_precision, holds, raised
 
 
 def cross_entropy(
@@ -83,7 +83,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"shapes {tuple(logits.shape)}, {tuple(labels.shape)} must be (N, C), (N,)"
         )
-    if len(labels) and labels.max() >= logits.shape[1]:
+    if len(labels) and not holds(labels.max() < logits.shape[1]):
         raise ValueError(f"label {int(labels.max())} must be below {logits.shape[1]} classes")
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dist
-from ._common import check_temperature, full_precision, raised, weighted_mean
+from ._common import check_temperature, full_precision, holds, raised, weighted_mean
 from ._pairs import check_negatives, check_pair
 
 
@@ -50,7 +50,7 @@ def clip(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     Raises:
         ValueError: unequal or non-2-D shapes, scale <= 0, or fewer than two images.
     """
-    if not scale > 0:
+    if not holds(scale > 0):
         raise ValueError(f"scale {float(scale)} must be positive")
     check_pair(a, b)
     with full_precision(a):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import dist
-from ._common import check_temperature, full_precision, raised
+from ._common import check_temperature, full_precision, holds, raised
 from .sinkhorn import balance
 
 Direction = Literal["mean_to_prior", "prior_to_mean"]
@@ -98,7 +98,7 @@ def divergence(
         ValueError: a prior of another shape, or not positive.
     """
     pi = torch.ones_like(mean) if prior is None else prior.to(mean)
-    if pi.shape != mean.shape or not (pi > 0).all():
+    if pi.shape != mean.shape or not holds((pi > 0).all()):
         raise ValueError(f"prior {tuple(pi.shape)} must be {tuple(mean.shape)} and positive")
     log_pi = (pi / pi.sum()).log()
     log_mean = mean.clamp_min(torch.finfo(mean.dtype).tiny).log()

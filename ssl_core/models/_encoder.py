@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import HeadwaterError
+from . import _patches
 from ._outputs import Crops, EncoderOutput, Need, PackedOutput, needed
 from ._packing import pack
 
@@ -35,6 +36,8 @@ class Encoder(nn.Module):
         self.packing = False  # whether ``many`` runs groups of sizes in one pass
         self.checkpointing = False
         self.unpackable = _unpackable(model) if self.is_vit else "it is no ViT"
+        if self.is_vit:
+            _patches.adopt(model)
 
     def many(self, groups: Sequence[Crops]) -> list[EncoderOutput]:
         """The outputs of several groups of crops: in one pass with ``packing``, else one each."""
