@@ -49,12 +49,25 @@ def cuda() -> torch.device:
     return torch.device("cuda", 0)
 
 
+def build(name: str) -> Any:
+    """A method around a small ViT, the same each time."""
+    plugin = plugins.load("methods", name)
+    torch.manual_seed(0)
+    encoder = models.create("vit_tiny_patch16_224", {**test_dist.VIT, "global_pool": "avg"})
+    return plugin.Method(encoder, plugin.Config(**OPTIONS[name]), Task(16, 4, 3))
+
+
+def fed(method: Any, device: str) -> tuple[list[Tensor], dict[str, Any]]:
+    """Views, and what else the method wants, on the device."""
+    views = [v.to(device) for v in test_dist.data()][: sum(v.count for v in method.views)]
+    given = test_dist.inputs_of(views)
+    return views, {k: _moved(given[k], device) for k in getattr(method, "wants", ())}
+
+
 def one_pass(method: Any, device: str) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the same weights on the same views."""
     method.to(device)
-    views = [v.to(device) for v in test_dist.data()][: sum(v.count for v in method.views)]
-    given = test_dist.inputs_of(views)
-    inputs = {k: _moved(given[k], device) for k in getattr(method, "wants", ())}
+    views, inputs = fed(method, device)
     torch.manual_seed(3)
     loss, _ = method(views, 1, **inputs)
     loss.backward()
@@ -73,15 +86,8 @@ def test_loss_and_gradients_are_those_of_a_cpu(name: str, monkeypatch: pytest.Mo
         (test_dist._masks, "cell_masks", test_dist.fixed_cells),
     ):
         monkeypatch.setattr(module, key, fixed)  # these draw by the device's own generator
-    plugin = plugins.load("methods", name)
-
-    def build() -> Any:
-        torch.manual_seed(0)
-        encoder = models.create("vit_tiny_patch16_224", {**test_dist.VIT, "global_pool": "avg"})
-        return plugin.Method(encoder, plugin.Config(**OPTIONS[name]), Task(16, 4, 3))
-
-    expected, gradients = one_pass(build(), "cpu")
-    found, mine = one_pass(build(), "cuda")
+    expected, gradients = one_pass(build(name), "cpu")
+    found, mine = one_pass(build(name), "cuda")
     assert found == pytest.approx(expected, rel=1e-4)
     assert mine.keys() == gradients.keys()
     for key, value in gradients.items():
@@ -94,14 +100,9 @@ WAITING = {"ibot", "dinov2"}
 
 @pytest.mark.parametrize("name", sorted(OPTIONS.keys() - WAITING))
 def test_no_method_waits_for_the_gpu_amid_a_step(name: str) -> None:
-    torch.manual_seed(0)
-    plugin = plugins.load("methods", name)
-    encoder = models.create("vit_tiny_patch16_224", {**test_dist.VIT, "global_pool": "avg"})
-    method = plugin.Method(encoder, plugin.Config(**OPTIONS[name]), Task(16, 4, 3))
+    method = build(name)
     one_pass(method, "cuda")
-    views = [v.to("cuda") for v in test_dist.data()][: sum(v.count for v in method.views)]
-    given = test_dist.inputs_of(views)
-    inputs = {k: _moved(given[k], "cuda") for k in getattr(method, "wants", ())}
+    views, inputs = fed(method, "cuda")
     try:
         torch.cuda.set_sync_debug_mode("error")
         method(views, 1, **inputs)[0].backward()

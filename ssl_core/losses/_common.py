@@ -33,7 +33,8 @@ def weighted_mean(losses: Tensor, weights: Tensor | None, views: int = 1) -> Ten
 def holds(condition: Tensor | bool) -> bool:
     """Whether it is true. On a GPU it is taken for true: asking would drain its queue amid a step.
 
-    What is wrong there ends in a loss that is not finite, which no step takes.
+    Most of what is wrong there ends in a loss that is not finite, which no step takes, or in the
+    GPU's own complaint (a label beyond the classes).
     """
     return (isinstance(condition, Tensor) and condition.is_cuda) or bool(condition)
 

@@ -66,13 +66,18 @@ def grouping(pattern: str) -> Callable[[pd.Series], pd.Series]:
     return name
 
 
+def labels_file(cfg: Config, paths: Paths, date: str) -> Path:
+    """Where labels of one day come in."""
+    return paths.root / cfg.deploy.labels / f"{date}.csv"
+
+
 def read_labels(cfg: Config, paths: Paths, date: str) -> pd.DataFrame | None:
     """labels/<date>.csv with ``path`` relative to the day's folder, or None if it has not come.
 
     Raises:
         HeadwaterError: no columns path and label, or two labels for one image.
     """
-    file = paths.root / cfg.deploy.labels / f"{date}.csv"
+    file = labels_file(cfg, paths, date)
     if not file.exists():
         return None
     frame = pd.read_csv(file, dtype=str, keep_default_na=False)

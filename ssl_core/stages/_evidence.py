@@ -18,7 +18,7 @@ from ..parallel import ordered_map
 from ..registry import Model
 from ..repair._common import Images, fraction
 from . import collect, predict
-from ._days import partition
+from ._days import labels_file, partition
 
 DAYS = "days"  # key of a repaired model's card: the days it has learned from
 
@@ -153,7 +153,7 @@ def source_files(cfg: Config, paths: Paths, dates: list[str]) -> dict[str, Path]
     """Prediction logs and labels of the days, for lineage."""
     found = {}
     for date in sorted(set(dates)):
-        labels = paths.root / cfg.deploy.labels / f"{date}.csv"
+        labels = labels_file(cfg, paths, date)
         found[f"predictions/{date}"] = partition(paths.predictions, date) / "part-0.parquet"
         if labels.exists():
             found[f"labels/{date}"] = labels

@@ -16,7 +16,7 @@ from ..config import Config, Paths
 from ..errors import HeadwaterError
 from ..harm._accuracy import Estimate, per_group, stratified
 from ..harm._common import Vector
-from ._days import Day, partition, read_labels, relative, served_by
+from ._days import Day, labels_file, partition, read_labels, relative, served_by
 from ._memo import recall
 
 SAMPLE = "sample.csv"
@@ -159,7 +159,7 @@ def history(cfg: Config, paths: Paths, model: str, until: str) -> list[Outcome]:
     """
     days, found = served_by(paths, model), []
     for day in days:
-        labels = paths.root / cfg.deploy.labels / f"{day.date}.csv"
+        labels = labels_file(cfg, paths, day.date)
         asked = requests(paths, day.date) / SAMPLE
         if day.date > until or not labels.exists():
             continue

@@ -27,7 +27,7 @@ from ..harm._common import Vector
 from ..reader import ShardReader
 from ..repair._common import fraction
 from . import collect, embed, evaluate, predict, pretrain, promote
-from ._days import relative
+from ._days import labels_file, relative
 from ._entry import enter
 from ._year import Pool, Shot, arrival, date_of, png, posed
 
@@ -194,7 +194,7 @@ class Life:
             known = [(s, arrival(s.path, early, share, seed)) for s in self.weeks(early)]
             if any(w == week for _, w in known):
                 lines = [(s.path, s.label, s.group) for s, w in known if w and w <= week]
-                file = self.paths.root / self.cfg.deploy.labels / f"{date_of(early)}.csv"
+                file = labels_file(self.cfg, self.paths, date_of(early))
                 file.parent.mkdir(parents=True, exist_ok=True)
                 pd.DataFrame(lines, columns=["path", "label", "group"]).to_csv(file, index=False)
                 touched.append(date_of(early))

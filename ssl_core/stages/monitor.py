@@ -18,6 +18,7 @@ from ..config import Config, Paths
 from ..progress import Reporter
 from ._days import (
     LOG,
+    labels_file,
     partition,
     read_labels,
     read_predictions,
@@ -115,7 +116,7 @@ def write(cfg: Config, paths: Paths, verdict: dict[str, Any]) -> None:
     """monitor/date=<date>/verdict.json, with what it was made from."""
     date = verdict["date"]
     sources = {"predictions": partition(paths.predictions, date) / LOG}
-    labels = paths.root / cfg.deploy.labels / f"{date}.csv"
+    labels = labels_file(cfg, paths, date)
     if labels.exists():
         sources["labels"] = labels
     if verdict["model"]:

@@ -20,6 +20,7 @@ from ..progress import Reporter
 from ..report import sheet
 from ._days import (
     LOG,
+    labels_file,
     partition,
     read_labels,
     read_predictions,
@@ -177,7 +178,7 @@ def take(cfg: Config, paths: Paths, date: str, file: Path) -> dict[str, Any]:
         HeadwaterError: see :func:`returned`; or a label that contradicts one that is there.
     """
     new = returned(cfg, paths, date, file)
-    target = paths.root / cfg.deploy.labels / f"{date}.csv"
+    target = labels_file(cfg, paths, date)
     old = read_labels(cfg, paths, date)
     if old is not None:
         known = old[old["label"] != ""].set_index("path")["label"]

@@ -19,7 +19,7 @@ from ..harm._accuracy import newcombe
 from ..lock import exclusive
 from ..progress import Reporter
 from . import _evidence, predict
-from ._days import LOG, partition, read_labels, relative, served_by
+from ._days import LOG, labels_file, partition, read_labels, relative, served_by
 from .repair import introduce
 
 LOOKS = "looks.jsonl"  # every look at a new champion's labels
@@ -157,8 +157,8 @@ def _days(cfg: Config, paths: Paths, name: str) -> list[str]:
     if not served:
         return []
     end = pd.Timestamp(served[0]) + pd.Timedelta(days=cfg.repair.watch_days)
-    folder = paths.root / cfg.deploy.labels
-    return [d for d in served if pd.Timestamp(d) < end and (folder / f"{d}.csv").exists()]
+    early = (d for d in served if pd.Timestamp(d) < end)
+    return [d for d in early if labels_file(cfg, paths, d).exists()]
 
 
 def _below(cfg: Config, frame: pd.DataFrame, estimate: Entry | None) -> bool:
@@ -182,7 +182,7 @@ def live(cfg: Config, paths: Paths) -> Entry:
     if last is None or not cfg.repair.watch_days:
         return {"live": None, "reason": "No recent promotion to watch."}
     name, old, days = last["id"], last["previous"], _days(cfg, paths, last["id"])
-    labels = {d: sha256_file(paths.root / cfg.deploy.labels / f"{d}.csv") for d in days}
+    labels = {d: sha256_file(labels_file(cfg, paths, d)) for d in days}
     digest = sha256_json([last["time"], name, old, labels])
     looks = [x for x in read_lines(paths.repair / LOOKS) if x["id"] == name]
     looks = [x for x in looks if x["promoted"] == last["time"]]
